@@ -1,0 +1,1 @@
+"""The embedded world: scenes of simple shapes, their captions, a renderer and an exact checker."""

@@ -1,0 +1,224 @@
+"""What a picture of the world contains: `Spec` is what a caption says, `Scene` is one picture of it.
+
+`captions.py` puts a spec into words, `render.py` draws a scene, `checker.py` judges pixels against a spec.
+What a caption does not name has a default: black, medium, white background, flat style.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+IMAGE_SIZE = 64
+LATTICE = 8  # object centres lie on multiples of this many pixels
+
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (245, 130, 30),
+    "yellow": (245, 205, 25),
+    "green": (45, 160, 70),
+    "cyan": (20, 190, 205),
+    "blue": (45, 80, 215),
+    "purple": (135, 55, 185),
+    "pink": (240, 90, 170),
+    "black": (25, 25, 25),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "gray": (178, 178, 178),
+    "cream": (250, 232, 195),
+    "sky": (185, 215, 245),
+}
+STYLES = ("flat", "cartoon", "shaded", "striped")
+RADIUS = {"small": 5, "medium": 7, "large": 11}  # pixels
+RELATIONS = ("left of", "right of", "above", "below")
+MAX_OBJECTS = 4
+GAP = 4  # pixels between two objects, at least
+# The picture's thirds along one axis, as lattice coordinates.
+THIRDS = ((8, 16), (24, 32, 40), (48, 56))
+PLACES: dict[str, tuple[int, int]] = {  # name -> (column, row) of the thirds
+    "top left": (0, 0),
+    "top": (1, 0),
+    "top right": (2, 0),
+    "left": (0, 1),
+    "center": (1, 1),
+    "right": (2, 1),
+    "bottom left": (0, 2),
+    "bottom": (1, 2),
+    "bottom right": (2, 2),
+}
+HELD_OUT_SHARE = 8  # one composition in this many is held out
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` equal objects; `place` is one of `PLACES`, or None for anywhere."""
+
+    shape: str
+    color: str = "black"
+    count: int = 1
+    size: str = "medium"
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a caption says. `relation` is that of the first group to the second (both of one object)."""
+
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    background: str = "white"
+    style: str = "flat"
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object of a picture; `x`, `y` is its centre in pixels."""
+
+    shape: str
+    color: str
+    size: str
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: its objects (never overlapping), background and style."""
+
+    objects: tuple[Object, ...]
+    background: str = "white"
+    style: str = "flat"
+
+
+def composition(spec: Spec) -> str:
+    """The part of a spec that the held-out split is about, as a canonical string.
+
+    Several groups: which (color, shape) pairs appear together, whatever else is said. One group: everything.
+    """
+    pairs = sorted({f"{group.color} {group.shape}" for group in spec.groups})
+    if len(pairs) > 1:
+        return " + ".join(pairs)
+    first = spec.groups[0]
+    return f"{first.count} {first.size} {pairs[0]} on {spec.background}, {spec.style}"
+
+
+def held_out(spec: Spec) -> bool:
+    """True for the compositions that training never sees (one in eight, by hash)."""
+    digest = hashlib.sha256(composition(spec).encode()).digest()
+    return digest[0] % HELD_OUT_SHARE == 0
+
+
+def sample_group(rng: np.random.Generator, *, plain: float = 0.6, count: int = 1) -> Group:
+    """A random group; with probability `plain` of medium size."""
+    size = "medium" if rng.random() < plain else str(rng.choice(["small", "large"]))
+    if count > 2 and size == "large":
+        size = "small"
+    color = str(rng.choice(list(COLORS)))
+    return Group(str(rng.choice(SHAPES)), color, count, size)
+
+
+def sample_look(rng: np.random.Generator, *, plain: float = 0.65) -> tuple[str, str]:
+    """A random (background, style), each the default with probability `plain`."""
+    background = "white" if rng.random() < plain else str(rng.choice(list(BACKGROUNDS)[1:]))
+    style = "flat" if rng.random() < plain else str(rng.choice(STYLES[1:]))
+    return background, style
+
+
+def _distinct_groups(rng: np.random.Generator, number: int, *, plain: float) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    while len(groups) < number:
+        group = sample_group(rng, plain=plain)
+        if all((group.shape, group.color) != (other.shape, other.color) for other in groups):
+            groups.append(group)
+    if number > 2:  # at most one large object finds room among three or four
+        larges = [i for i, group in enumerate(groups) if group.size == "large"]
+        for i in larges[1:]:
+            groups[i] = replace(groups[i], size="small")
+    return tuple(groups)
+
+
+def sample_spec(rng: np.random.Generator) -> Spec:
+    """A random spec of the training mixture: singles, counts, pairs, relations, and long descriptions."""
+    kind = rng.random()
+    background, style = sample_look(rng)
+    if kind < 0.22:
+        return Spec((sample_group(rng),), None, background, style)
+    if kind < 0.42:
+        count = int(rng.integers(2, 5))
+        return Spec((sample_group(rng, plain=0.8, count=count),), None, background, style)
+    if kind < 0.57:
+        return Spec(_distinct_groups(rng, 2, plain=0.8), None, background, style)
+    if kind < 0.80:
+        relation = str(rng.choice(RELATIONS))
+        return Spec(_distinct_groups(rng, 2, plain=0.8), relation, background, style)
+    if kind < 0.86:
+        first, second = _distinct_groups(rng, 2, plain=1.0)
+        first = replace(first, count=int(rng.integers(1, 4)))
+        second = replace(second, count=int(rng.integers(1, 5 - first.count)))
+        return Spec((first, second), None, background, style)
+    if kind < 0.90:
+        return Spec(_distinct_groups(rng, 3, plain=0.8), None, background, style)
+    return sample_long_spec(rng)
+
+
+def sample_long_spec(rng: np.random.Generator) -> Spec:
+    """A spec of one to four objects that names size, color, shape and place of each, and the look."""
+    background, style = sample_look(rng, plain=0.4)
+    groups = _distinct_groups(rng, int(rng.integers(1, MAX_OBJECTS + 1)), plain=0.5)
+    places = rng.permutation(list(PLACES))[: len(groups)]
+    placed = tuple(replace(g, place=str(p)) for g, p in zip(groups, places, strict=True))
+    return Spec(placed, None, background, style)
+
+
+def sample_scene(spec: Spec, rng: np.random.Generator, attempts: int = 2000) -> Scene:
+    """A random picture of `spec`: centres on the lattice, objects at least `GAP` pixels apart.
+
+    Raises ValueError when no arrangement was found (an impossible spec).
+    """
+    wanted = [group for group in spec.groups for _ in range(group.count)]
+    for _ in range(attempts):
+        objects: list[Object] = []
+        for group in wanted:
+            x, y = _sample_centre(group, len(wanted) == 1, rng)
+            candidate = Object(group.shape, group.color, group.size, x, y)
+            if any(_too_close(candidate, other) for other in objects):
+                break
+            objects.append(candidate)
+        if len(objects) == len(wanted) and _relation_is_clear(spec.relation, objects):
+            return Scene(tuple(objects), spec.background, spec.style)
+    raise ValueError(f"no room for {len(wanted)} objects: {spec}")
+
+
+def _sample_centre(group: Group, alone: bool, rng: np.random.Generator) -> tuple[int, int]:
+    if group.place is not None or alone:
+        column, row = PLACES[group.place or "center"]
+        xs, ys = THIRDS[column], THIRDS[row]
+    else:
+        xs = ys = tuple(range(LATTICE, IMAGE_SIZE, LATTICE))
+    margin = RADIUS[group.size] + 1
+    xs = tuple(x for x in xs if margin <= x <= IMAGE_SIZE - margin)
+    ys = tuple(y for y in ys if margin <= y <= IMAGE_SIZE - margin)
+    return int(rng.choice(xs)), int(rng.choice(ys))
+
+
+def _too_close(a: Object, b: Object) -> bool:
+    room = RADIUS[a.size] + RADIUS[b.size] + GAP
+    return abs(a.x - b.x) < room and abs(a.y - b.y) < room
+
+
+def _relation_is_clear(relation: str | None, objects: list[Object]) -> bool:
+    """Along the relation's axis the objects are apart, across it they are nearly aligned."""
+    if relation is None:
+        return True
+    first, second = objects
+    across = first.y - second.y if relation in ("left of", "right of") else first.x - second.x
+    return holds(relation, first.x - second.x, first.y - second.y) and abs(across) <= LATTICE
+
+
+def holds(relation: str, dx: float, dy: float) -> bool:
+    """Whether `relation` holds for an object displaced by (dx, dy) pixels from another (y grows downwards)."""
+    along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
+    across = dy if relation in ("left of", "right of") else dx
+    return along >= LATTICE and along > abs(across)
