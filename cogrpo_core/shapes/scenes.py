@@ -132,10 +132,9 @@ def _distinct_groups(rng: np.random.Generator, number: int, *, plain: float) -> 
         group = sample_group(rng, plain=plain)
         if all((group.shape, group.color) != (other.shape, other.color) for other in groups):
             groups.append(group)
-    if number > 2:  # at most one large object finds room among three or four
-        larges = [i for i, group in enumerate(groups) if group.size == "large"]
-        for i in larges[1:]:
-            groups[i] = replace(groups[i], size="small")
+    larges = [i for i, group in enumerate(groups) if group.size == "large"]
+    for i in larges if number > 2 else larges[1:]:  # no room is sure for more
+        groups[i] = replace(groups[i], size="small")
     return tuple(groups)
 
 
