@@ -1,0 +1,232 @@
+"""The layers of the Meissonic transformer, named so that the public checkpoints' keys fit.
+
+Sequences are [B, S, D] and grids [B, H, W, D]: channels last throughout.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cogrpo_core.models.rope import rotate
+
+EPS = 1e-6
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32, given in x's type."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+        return (x.float() * scale * self.weight.float()).to(x.dtype)
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution without bias over the last axis; its weight is [out, in, 1, 1]."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim_out, dim_in, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1))
+
+
+class Conv2x2(nn.Module):
+    """The weight of a 2x2 convolution of stride 2: [out, in, 2, 2], transposed [in, out, 2, 2]."""
+
+    def __init__(self, dim: int, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.empty(dim, dim, 2, 2))
+
+
+class Downsample(nn.Module):
+    """RMSNorm and a 2x2 convolution of stride 2: [B, 2h, 2w, D] -> [B, h, w, D]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim)
+        self.conv = Conv2x2(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Patches do not overlap, so the convolution is one matrix product a patch.
+        patches = self.norm(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4)
+        return F.linear(patches.flatten(3), self.conv.weight.flatten(1))
+
+
+class Upsample(nn.Module):
+    """RMSNorm and a transposed 2x2 convolution of stride 2: [B, h, w, D] -> [B, 2h, 2w, D]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim)
+        self.conv = Conv2x2(dim, transposed=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.linear(self.norm(x), self.conv.weight.flatten(1).t()).unflatten(-1, (-1, 2, 2))
+        return patches.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
+
+
+class TwoLayer(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, dim_in: int, dim: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim, bias=bias)
+        self.linear_2 = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Linear to four times the width, GELU (tanh), Linear back."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        first = nn.Module()
+        first.proj = nn.Linear(dim, 4 * dim)
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        return out
+
+
+class AdaNorm(nn.Module):
+    """The modulation of a block: `chunks` vectors of width D from SiLU(time and condition)."""
+
+    def __init__(self, dim: int, chunks: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, chunks * dim)
+        self.chunks = chunks
+
+    def forward(self, emb: Tensor) -> tuple[Tensor, ...]:
+        """Gives `chunks` tensors [B, 1, D] for emb [B, D]."""
+        modulation: Tensor = self.linear(emb)
+        return modulation.unsqueeze(1).chunk(self.chunks, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Non-affine LayerNorm of x [B, S, D], then scale and shift [B, 1, D]."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+def sinusoids(x: Tensor, dim: int) -> Tensor:
+    """[cos, sin] of x at dim/2 frequencies from 1 down to 1e-4: [...] -> [..., dim], float32.
+
+    Times reach 63000 and more, which float16 cannot hold: hence float32 whatever x is.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=x.device) / half
+    angles = x.float().unsqueeze(-1) * torch.exp(-math.log(1e4) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor) -> Tensor:
+    out = F.scaled_dot_product_attention(rotate(q, rope), rotate(k, rope), v)
+    return out.transpose(1, 2).flatten(2)
+
+
+class JointAttention(nn.Module):
+    """Attention over [text, image], each stream with projections of its own."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
+        self.norm_q, self.norm_k = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.norm_added_q, self.norm_added_k = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_add_out = nn.Linear(dim, dim)
+
+    def forward(self, image: Tensor, text: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """image [B, N, D] and text [B, L, D] in, the same two out."""
+        dim = self.head_dim
+        q = torch.cat(
+            [
+                self.norm_added_q(_heads(self.add_q_proj(text), dim)),
+                self.norm_q(_heads(self.to_q(image), dim)),
+            ],
+            dim=2,
+        )
+        k = torch.cat(
+            [
+                self.norm_added_k(_heads(self.add_k_proj(text), dim)),
+                self.norm_k(_heads(self.to_k(image), dim)),
+            ],
+            dim=2,
+        )
+        v = _heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1), dim)
+        out = _attend(q, k, v, rope)
+        text_out, image_out = out.split([text.shape[1], image.shape[1]], dim=1)
+        return self.to_out[0](image_out), self.to_add_out(text_out)
+
+
+class Attention(nn.Module):
+    """Self-attention over one sequence, without an output projection."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.norm_q, self.norm_k = RMSNorm(head_dim), RMSNorm(head_dim)
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        q = self.norm_q(_heads(self.to_q(x), self.head_dim))
+        k = self.norm_k(_heads(self.to_k(x), self.head_dim))
+        return _attend(q, k, _heads(self.to_v(x), self.head_dim), rope)
+
+
+class TwoStreamBlock(nn.Module):
+    """Text and image in streams of their own, which meet in the attention."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm1_context = AdaNorm(dim, 6), AdaNorm(dim, 6)
+        self.attn = JointAttention(dim, head_dim)
+        self.ff, self.ff_context = FeedForward(dim), FeedForward(dim)
+
+    def forward(
+        self, image: Tensor, text: Tensor, emb: Tensor, rope: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """image [B, N, D], text [B, L, D], emb [B, D] = SiLU(time and condition)."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1(emb)
+        t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = self.norm1_context(emb)
+        image_out, text_out = self.attn(
+            modulate(image, shift, scale), modulate(text, t_shift, t_scale), rope
+        )
+        image = image + gate * image_out
+        text = text + t_gate * text_out
+        image = image + mlp_gate * self.ff(modulate(image, mlp_shift, mlp_scale))
+        text = text + t_mlp_gate * self.ff_context(modulate(text, t_mlp_shift, t_mlp_scale))
+        return image, text
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and MLP side by side over [text, image]."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = AdaNorm(dim, 3)
+        self.attn = Attention(dim, head_dim)
+        self.proj_mlp = nn.Linear(dim, 4 * dim)
+        self.proj_out = nn.Linear(5 * dim, dim)
+
+    def forward(self, x: Tensor, emb: Tensor, rope: Tensor) -> Tensor:
+        shift, scale, gate = self.norm(emb)
+        normed = modulate(x, shift, scale)
+        mlp = F.gelu(self.proj_mlp(normed), approximate="tanh")
+        return x + gate * self.proj_out(torch.cat([self.attn(normed, rope), mlp], dim=-1))

@@ -1,0 +1,295 @@
+"""The Meissonic transformer: masked image tokens and text in, logits over the codes out.
+
+Its layers are in layers.py, its folder layout in weights.py; denoise.py and the engine call
+`condition` once a request, `states` once a step and `head` on the masked positions.
+
+Shape letters: B batch, H W token grid, h w inner grid, N = H*W, L text positions, D width, V codes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cogrpo_core.models.config import TransformerConfig
+from cogrpo_core.models.layers import (
+    AdaNorm,
+    Conv2x2,
+    Downsample,
+    PointwiseConv,
+    RMSNorm,
+    SingleStreamBlock,
+    TwoLayer,
+    TwoStreamBlock,
+    Upsample,
+    sinusoids,
+)
+from cogrpo_core.models.rope import rope_table
+from cogrpo_core.models.weights import load_module, read_config, save_module
+
+SINUSOID_DIM = 256
+MICRO_CONDITIONS = 5
+TIME_SCALE = 1000.0
+MAX_ROPE_TABLES = 32
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a request's text and micro-conditions come to, the same at every step."""
+
+    text: Tensor
+    """[B, L, D]: the text states, projected and normed."""
+    pooled: Tensor
+    """[B, D]: the embedding of pooled text and micro-conditions, added to the time's."""
+
+    @classmethod
+    def cat(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
+        """One batch of several; all need the same number of text positions."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def select(self, index: Tensor | slice | Sequence[int]) -> "Conditioning":
+        """The rows `index` of the batch."""
+        if not isinstance(index, (Tensor, slice)):
+            index = torch.as_tensor(index, dtype=torch.long, device=self.text.device)
+        return Conditioning(text=self.text[index], pooled=self.pooled[index])
+
+    def __len__(self) -> int:
+        return self.text.shape[0]
+
+
+@dataclass(frozen=True)
+class States:
+    """What one step computes before the head's last, linear layer."""
+
+    hidden: Tensor
+    """[B, N, D]: normed states, row by row; `head` turns any of them into logits."""
+    features: Tensor
+    """[B, D, h, w]: the inner grid after the final RMSNorm, which the scheduling policy reads."""
+
+
+@dataclass(frozen=True)
+class TransformerOutput:
+    """The result of a whole forward pass."""
+
+    logits: Tensor
+    """[B, V, H, W]."""
+    features: Tensor
+    """[B, D, h, w], as in `States`."""
+
+
+class TokenEmbedding(nn.Module):
+    """Token ids [B, H, W] -> [B, H, W, D]."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(vocab_size, dim)
+        self.layer_norm = RMSNorm(dim)
+        self.conv = PointwiseConv(dim, dim)
+
+    def forward(self, token_ids_BHW: Tensor) -> Tensor:
+        x: Tensor = self.conv(self.layer_norm(self.embeddings(token_ids_BHW)))
+        return x
+
+
+class Head(nn.Module):
+    """States -> logits; `conv2`, the last layer, is linear and is applied apart from the rest."""
+
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__()
+        self.conv1 = PointwiseConv(dim, dim)
+        self.layer_norm = RMSNorm(dim)
+        self.conv2 = PointwiseConv(dim, codebook_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.layer_norm(self.conv1(x))
+        return normed
+
+
+class MeissonicTransformer(nn.Module):
+    """The transformer of Meissonic (the paper's pi_model), with the public checkpoints' keys.
+
+    A fresh one is ready to train: weights have variance 1 / fan-in, and every block starts as the
+    identity because its modulation starts at zero.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, head_dim = config.dim, config.attention_head_dim
+        self.time_text_embed = nn.ModuleDict(
+            {"timestep_embedder": TwoLayer(SINUSOID_DIM, dim), "text_embedder": TwoLayer(dim, dim)}
+        )
+        self.context_embedder = nn.Linear(config.joint_attention_dim, dim)
+        self.encoder_proj_layer_norm = RMSNorm(dim)
+        condition_dim = MICRO_CONDITIONS * SINUSOID_DIM + config.pooled_projection_dim
+        self.cond_embed = TwoLayer(condition_dim, dim, bias=False)
+        self.embed = TokenEmbedding(config.vocab_size, dim)
+        if config.downsample:
+            self.down_block = nn.ModuleDict({"downsample": Downsample(dim)})
+            self.up_block = nn.ModuleDict({"upsample": Upsample(dim)})
+        self.project_to_hidden_norm = RMSNorm(dim)
+        self.project_to_hidden = nn.Linear(dim, dim, bias=False)
+        self.transformer_blocks = nn.ModuleList(
+            TwoStreamBlock(dim, head_dim) for _ in range(config.num_layers)
+        )
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleStreamBlock(dim, head_dim) for _ in range(config.num_single_layers)
+        )
+        self.project_from_hidden_norm = RMSNorm(dim)
+        self.project_from_hidden = nn.Linear(dim, dim, bias=False)
+        self.mlm_layer = Head(dim, config.codebook_size)
+        self._rope_tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, PointwiseConv, Conv2x2)):
+                # Of a transposed 2x2 convolution, each output sees the first axis of the weight.
+                transposed = isinstance(module, Conv2x2) and module.transposed
+                fan_in = module.weight.shape[0] if transposed else module.weight[0].numel()
+                nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, AdaNorm):
+                nn.init.zeros_(module.linear.weight)
+        # States of unit size meet the last layer: small weights make the first guess near uniform.
+        nn.init.trunc_normal_(self.mlm_layer.conv2.weight, std=0.02)
+
+    def condition(
+        self, encoder_hidden_states: Tensor, pooled_projections: Tensor, micro_conds: Tensor
+    ) -> Conditioning:
+        """The work that does not depend on the step: done once a request.
+
+        Takes [B, L, J], [B, P] and [B, 5] (width, height, crop top, crop left, aesthetic score).
+        Keeps the gradient. Raises ValueError on another shape.
+        """
+        self._check_conditions(encoder_hidden_states, pooled_projections, micro_conds)
+        weight = self.context_embedder.weight
+        text = self.encoder_proj_layer_norm(
+            self.context_embedder(encoder_hidden_states.to(weight.dtype))
+        )
+        micro = sinusoids(micro_conds, SINUSOID_DIM).flatten(1)
+        both = torch.cat([pooled_projections.to(weight.dtype), micro.to(weight.dtype)], dim=-1)
+        pooled = self.time_text_embed["text_embedder"](self.cond_embed(both))
+        return Conditioning(text=text, pooled=pooled)
+
+    def states(self, token_ids: Tensor, timestep: Tensor, conditioning: Conditioning) -> States:
+        """One step's states for token_ids [B, H, W] and timestep [B] (steps remaining, T-1 ... 0).
+
+        Raises ValueError when the grid or the batch does not fit.
+        """
+        config = self.config
+        self._check_step(token_ids, timestep, conditioning)
+        # Under autocast the residual stream stays in the parameters' type, float32.
+        dtype = self.project_to_hidden.weight.dtype
+        x = self.embed(token_ids)
+        if config.downsample:
+            x = self.down_block["downsample"](x)
+        height, width = x.shape[1:3]
+        image = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(1, 2))).to(dtype)
+        text = conditioning.text.to(dtype)
+        time = sinusoids(timestep.float() * TIME_SCALE, SINUSOID_DIM).to(dtype)
+        emb = F.silu(self.time_text_embed["timestep_embedder"](time) + conditioning.pooled)
+        rope = self._rope(text.shape[1], height, width, token_ids.device)
+        for block in self.transformer_blocks:
+            image, text = block(image, text, emb, rope)
+        both = torch.cat([text, image], dim=1)
+        for block in self.single_transformer_blocks:
+            both = block(both, emb, rope)
+        features = self.project_from_hidden_norm(both[:, text.shape[1] :])
+        x = self.project_from_hidden(features).unflatten(1, (height, width))
+        if config.upsample:
+            x = self.up_block["upsample"](x)
+        hidden = self.mlm_layer(x).flatten(1, 2)
+        return States(
+            hidden=hidden, features=features.transpose(1, 2).unflatten(2, (height, width))
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D]; linear, so guidance may come before or after it."""
+        logits: Tensor = self.mlm_layer.conv2(hidden)
+        return logits
+
+    def forward(
+        self,
+        *,
+        token_ids: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        micro_conds: Tensor,
+        timestep: Tensor,
+    ) -> TransformerOutput:
+        """Logits [B, V, H, W] for token_ids [B, H, W]; the rest as in `condition` and `states`."""
+        conditioning = self.condition(encoder_hidden_states, pooled_projections, micro_conds)
+        states = self.states(token_ids, timestep, conditioning)
+        logits = self.head(states.hidden).transpose(1, 2).unflatten(2, token_ids.shape[1:])
+        return TransformerOutput(logits=logits, features=states.features)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The model in `folder` (config.json and safetensors). Raises CheckpointError."""
+        config = read_config(Path(folder) / "config.json", TransformerConfig)
+        with torch.device("meta"):
+            model = cls(config)
+        load_module(model, Path(folder) / WEIGHTS_FILE, dtype=dtype, device=device)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the folder; `dtype` is the type to store, the model's own without it."""
+        values = self.config.model_dump(mode="json") | {"_class_name": "Transformer2DModel"}
+        save_module(self, Path(folder) / WEIGHTS_FILE, config=values, dtype=dtype)
+
+    def _rope(self, text_length: int, height: int, width: int, device: torch.device) -> Tensor:
+        axes = self.config.axes_dims_rope
+        if torch.compiler.is_compiling():
+            return rope_table(axes, text_length, height, width, device)
+        key = (text_length, height, width, device)
+        if key not in self._rope_tables:
+            if len(self._rope_tables) >= MAX_ROPE_TABLES:
+                self._rope_tables.clear()
+            # A table made in inference mode could not be used in training later.
+            with torch.inference_mode(False):
+                self._rope_tables[key] = rope_table(axes, *key)
+        return self._rope_tables[key]
+
+    def _check_conditions(self, text: Tensor, pooled: Tensor, micro: Tensor) -> None:
+        config = self.config
+        if text.ndim != 3 or text.shape[2] != config.joint_attention_dim:
+            raise ValueError(
+                f"encoder_hidden_states is {tuple(text.shape)}, "
+                f"not [batch, text positions, {config.joint_attention_dim}]"
+            )
+        batch = text.shape[0]
+        for name, value, width in (
+            ("pooled_projections", pooled, config.pooled_projection_dim),
+            ("micro_conds", micro, MICRO_CONDITIONS),
+        ):
+            if value.shape != (batch, width):
+                raise ValueError(f"{name} is {tuple(value.shape)}, not {(batch, width)}")
+
+    def _check_step(self, token_ids: Tensor, timestep: Tensor, conditioning: Conditioning) -> None:
+        if token_ids.ndim != 3:
+            raise ValueError(f"token_ids is {tuple(token_ids.shape)}, not [batch, height, width]")
+        batch, height, width = token_ids.shape
+        if self.config.downsample and (height % 2 or width % 2):
+            raise ValueError(f"the token grid {height}x{width} must be even: the model halves it")
+        if timestep.shape not in ((batch,), (1,)):
+            raise ValueError(f"timestep is {tuple(timestep.shape)}, not ({batch},)")
+        if len(conditioning) != batch:
+            raise ValueError(
+                f"the conditioning has {len(conditioning)} rows for {batch} token grids"
+            )
