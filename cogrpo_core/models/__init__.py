@@ -1,1 +1,1 @@
-"""The models: transformer, text encoder, VQ and scheduling policy, and the loader of their folders."""
+"""The models: transformer, text encoder, VQ and scheduling policy, and their folders' loader."""

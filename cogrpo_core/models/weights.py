@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not valid JSON ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(values).__name__}, not an object")
     return values
@@ -43,7 +43,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path, config: type[Config]) -> Config:
     """The JSON file as a checked config."""
-    values = read_json(path)
+    return check_config(path, read_json(path), config)
+
+
+def check_config(path: Path, values: dict[str, Any], config: type[Config]) -> Config:
+    """The values, read from `path`, as a checked config."""
     try:
         return config.model_validate(values)
     except ValidationError as error:
@@ -66,7 +70,8 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(faults) + (f"; and {left} more" if left > 0 else "")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of any error, without line breaks."""
     return " ".join(str(error).split())
 
 
@@ -114,7 +119,7 @@ def read_weights(
             return tensors
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({_one_line(error)}); copy or download it again"
+            f"{path}: not a whole safetensors file ({one_line(error)}); copy or download it again"
         ) from None
 
 
