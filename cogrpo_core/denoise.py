@@ -1,0 +1,322 @@
+"""One denoising step as a pure function over samples at any steps, and the loop over T.
+
+The step: sample every masked token, keep the surest by Gumbel top-k, mask the rest again. Actions
+come from schedule.py or a scheduling policy, noise from noise.py; pipeline.py and the engine call
+it.
+
+Shape letters: B samples, N image tokens, M masked positions of the whole batch (row-major over
+[B,N]), V codes, D width, T steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer
+from cogrpo_core.noise import action_noise, step_noise
+from cogrpo_core.schedule import (
+    ACTION_BOUNDS,
+    GUIDANCE_SCALE,
+    REMASK_RATIO,
+    REMASK_TEMPERATURE,
+    SAMPLE_TEMPERATURE,
+)
+
+if TYPE_CHECKING:
+    from cogrpo_core.models.schedule_policy import SchedulePolicy
+
+SAMPLER_VERSION = 1
+"""Goes up whenever the same seed and actions would give other tokens."""
+
+UNFILLED = 2**15 - 1
+"""`fill_step` of a position that is still masked: later than every step."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """B samples under way, each at its own step of its own T; one that is done is inert."""
+
+    tokens_BN: Tensor
+    fill_step_BN: Tensor
+    token_logprob_BN: Tensor
+    """log softmax(l / tau_s) of every kept token when it was drawn, 0 where still masked."""
+    step_B: Tensor
+    num_steps_B: Tensor
+    seed_B: Tensor
+
+    @property
+    def active_B(self) -> Tensor:
+        """Which samples have steps left."""
+        return self.step_B < self.num_steps_B
+
+    def select(self, index: Tensor) -> "Samples":
+        """The samples `index`."""
+        return Samples(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def update(self, index: Tensor, part: "Samples") -> "Samples":
+        """These samples with `part` in place of the samples `index`."""
+        columns = [
+            getattr(self, field.name).index_copy(0, index, getattr(part, field.name))
+            for field in fields(self)
+        ]
+        return Samples(*columns)
+
+
+def start_samples(
+    seed_B: Tensor, num_steps_B: Tensor, num_tokens: int, mask_token_id: int
+) -> Samples:
+    """Samples before their first step: all masks. Seeds and step counts are int64 [B]."""
+    shape, device = (len(seed_B), num_tokens), seed_B.device
+    return Samples(
+        tokens_BN=torch.full(shape, mask_token_id, dtype=torch.int64, device=device),
+        fill_step_BN=torch.full(shape, UNFILLED, dtype=torch.int64, device=device),
+        token_logprob_BN=torch.zeros(shape, dtype=torch.float32, device=device),
+        step_B=torch.zeros_like(num_steps_B),
+        num_steps_B=num_steps_B,
+        seed_B=seed_B,
+    )
+
+
+def masked_positions(samples: Samples, mask_token_id: int) -> Tensor:
+    """The positions [B,N] that the next step has to draw; none in samples that are done."""
+    return (samples.tokens_BN == mask_token_id) & samples.active_B[:, None]
+
+
+def guide(conditional_MD: Tensor, unconditional_MD: Tensor, scale_M: Tensor) -> Tensor:
+    """Classifier-free guidance u + s (c - u) in float32, exactly c where s = 1 (Eq. 2).
+
+    Linear, so it may be taken on the states before the head's last, linear layer as well as on
+    logits.
+    """
+    c_MD, u_MD, s_M1 = conditional_MD.float(), unconditional_MD.float(), scale_M[:, None]
+    return torch.where(s_M1 == 1, c_MD, u_MD + s_M1 * (c_MD - u_MD))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tokens drawn at M positions."""
+
+    token_M: Tensor
+    logprob_M: Tensor
+    """Under the tempered distribution that was drawn from."""
+    confidence_M: Tensor
+    """Under the untempered one, which decides what is kept."""
+
+
+def sample_tokens(logits_MV: Tensor, sample_temperature_M: Tensor, uniform_M: Tensor) -> Draw:
+    """V ~ softmax(l / tau_s) (Eq. 2) by inverse CDF in float32, and its confidence (Eq. 3).
+
+    A code of probability 0 is never drawn: the code taken is the first whose cumulated weight
+    reaches u times the total.
+    """
+    logits_MV = logits_MV.float()
+    shifted_MV = logits_MV - logits_MV.amax(dim=-1, keepdim=True)
+    tempered_MV = shifted_MV / sample_temperature_M[:, None]
+    cumulated_MV = tempered_MV.exp().cumsum(dim=-1)
+    total_M1 = cumulated_MV[:, -1:]
+    token_M1 = torch.searchsorted(cumulated_MV, uniform_M[:, None] * total_M1)
+    token_M1 = token_M1.clamp_(max=logits_MV.shape[-1] - 1)  # acts only on rows with NaN
+    logprob_M1 = tempered_MV.gather(-1, token_M1) - total_M1.log()
+    confidence_M1 = shifted_MV.gather(-1, token_M1) - shifted_MV.logsumexp(dim=-1, keepdim=True)
+    return Draw(token_M1[:, 0], logprob_M1[:, 0], confidence_M1[:, 0])
+
+
+def remask_count(ratio_B: Tensor, masked_B: Tensor, num_tokens: int, last_B: Tensor) -> Tensor:
+    """How many tokens become masks again [B]: floor(r N), at most one less than now, at least one.
+
+    A sample with a single mask left keeps it until its last step, where the count is 0.
+    The product is float32, as in the reference, whose counts this gives.
+    """
+    wanted_B = (num_tokens * ratio_B.float()).floor().long()
+    count_B = torch.minimum(wanted_B, masked_B - 1).clamp(min=1)
+    return torch.where(last_B, 0, torch.minimum(count_B, masked_B))
+
+
+def remask(
+    confidence_BN: Tensor, gumbel_BN: Tensor, temperature_B: Tensor, count_B: Tensor
+) -> Tensor:
+    """The `count` positions [B,N] of lowest confidence + tau_r Gumbel, to be masked (Eq. 4-5).
+
+    Known tokens carry a confidence of +inf. Equal values fall to the lower position first.
+    """
+    noisy_BN = confidence_BN + temperature_B[:, None] * gumbel_BN
+    order_BN = noisy_BN.argsort(dim=-1, stable=True)
+    rank_N = torch.arange(order_BN.shape[1], device=order_BN.device)
+    chosen_BN = torch.zeros_like(order_BN, dtype=torch.bool)
+    return chosen_BN.scatter(1, order_BN, rank_N < count_B[:, None])
+
+
+def denoise_step(
+    samples: Samples, logits_MV: Tensor, actions_B4: Tensor, mask_token_id: int
+) -> Samples:
+    """The samples one step on, from the guided logits of `masked_positions` (Eq. 2-5).
+
+    Every sample has its own step, T, seed and action; the noise is that of its seed and step, so
+    nothing depends on the rest of the batch. Samples that are done come back as they are.
+    """
+    masked_BN = masked_positions(samples, mask_token_id)
+    sample_M = masked_BN.nonzero()[:, 0]
+    uniform_BN, gumbel_BN = step_noise(samples.seed_B, samples.step_B, masked_BN.shape[1])
+    draw = sample_tokens(logits_MV, actions_B4[sample_M, SAMPLE_TEMPERATURE], uniform_BN[masked_BN])
+
+    confidence_BN = torch.full_like(gumbel_BN, torch.inf).masked_scatter(
+        masked_BN, draw.confidence_M
+    )
+    last_B = samples.step_B + 1 >= samples.num_steps_B
+    count_B = remask_count(
+        actions_B4[:, REMASK_RATIO], masked_BN.sum(dim=1), masked_BN.shape[1], last_B
+    )
+    again_BN = remask(confidence_BN, gumbel_BN, actions_B4[:, REMASK_TEMPERATURE], count_B)
+
+    kept_BN = masked_BN & ~again_BN
+    drawn_BN = samples.tokens_BN.masked_scatter(masked_BN, draw.token_M)
+    logprob_BN = samples.token_logprob_BN.masked_scatter(masked_BN, draw.logprob_M)
+    return replace(
+        samples,
+        tokens_BN=torch.where(kept_BN, drawn_BN, samples.tokens_BN),
+        fill_step_BN=torch.where(kept_BN, samples.step_B[:, None], samples.fill_step_BN),
+        token_logprob_BN=torch.where(kept_BN, logprob_BN, samples.token_logprob_BN),
+        step_B=samples.step_B + samples.active_B,
+    )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one step did to B samples; all rows are those of `samples`."""
+
+    samples: Samples
+    """After the step."""
+    actions_B4: Tensor
+    """The actions taken; zeros where a sample was done before."""
+    raw_actions_B4: Tensor
+    """The unconstrained actions of a scheduling policy; zeros without one."""
+    action_logprob_B: Tensor
+    """The policy's log-density of the raw action; zeros without one."""
+
+
+@torch.no_grad()
+def denoise_turn(
+    transformer: MeissonicTransformer,
+    samples: Samples,
+    base_B4: Tensor,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    *,
+    grid: tuple[int, int],
+    policy: "SchedulePolicy | None" = None,
+    explore: bool = False,
+) -> Turn:
+    """One guided forward pass and one step for samples that all have steps left.
+
+    `base_B4` are the actions of the schedule at each sample's step; a `policy` moves them by what
+    it reads in the conditional features, by its mean or, with `explore`, by a draw from it. Without
+    a policy the unconditional pass is left out for samples with guidance 1. `grid` is (H, W) with N
+    = H*W.
+    """
+    mask_token_id = transformer.config.mask_token_id
+    guided_B = torch.ones_like(samples.active_B)
+    if policy is None:
+        guided_B = base_B4[:, GUIDANCE_SCALE] != 1
+    conditional_BND, unconditional_BND, features = _passes(
+        transformer, samples, conditional, unconditional, guided_B, grid
+    )
+    actions_B4, raw_B4 = base_B4, torch.zeros_like(base_B4)
+    logprob_B = torch.zeros_like(base_B4[:, 0])
+    if policy is not None:
+        actions_B4, raw_B4, logprob_B = _policy_actions(policy, samples, features, base_B4, explore)
+
+    masked_BN = masked_positions(samples, mask_token_id)
+    sample_M = masked_BN.nonzero()[:, 0]
+    states_MD = guide(
+        conditional_BND[masked_BN],
+        unconditional_BND[masked_BN],
+        actions_B4[sample_M, GUIDANCE_SCALE],
+    )
+    logits_MV = transformer.head(states_MD.to(conditional_BND.dtype))
+    stepped = denoise_step(samples, logits_MV, actions_B4, mask_token_id)
+    return Turn(stepped, actions_B4, raw_B4, logprob_B)
+
+
+def _passes(
+    transformer: MeissonicTransformer,
+    samples: Samples,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    guided_B: Tensor,
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conditional and unconditional states [B,N,D] from one pass, and the conditional features.
+
+    Where a sample is not guided its conditional states stand in for the unconditional ones.
+    """
+    count, guided = len(guided_B), guided_B.nonzero()[:, 0]
+    rows = torch.cat([torch.arange(count, device=guided.device), guided])
+    conditioning = Conditioning.cat([conditional, unconditional.select(guided)])
+    tokens_RHW = samples.tokens_BN[rows].unflatten(1, grid)
+    remaining_R = (samples.num_steps_B - 1 - samples.step_B)[rows]
+    states = transformer.states(tokens_RHW, remaining_R, conditioning)
+    conditional_BND = states.hidden[:count]
+    unconditional_BND = conditional_BND.index_copy(0, guided, states.hidden[count:])
+    return conditional_BND, unconditional_BND, states.features[:count]
+
+
+def _policy_actions(
+    policy: "SchedulePolicy", samples: Samples, features: Tensor, base_B4: Tensor, explore: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Actions [B,4], raw actions [B,4] and their log-density [B] (Eq. 14)."""
+    time_B = samples.step_B / samples.num_steps_B
+    mean_B4 = policy(features, time_B).float()
+    raw_B4 = mean_B4
+    if explore:
+        noise_B4 = action_noise(samples.seed_B, samples.step_B, mean_B4.shape[1])
+        raw_B4 = mean_B4 + policy.sigma * noise_B4
+    last_B = samples.step_B + 1 >= samples.num_steps_B
+    logprob_B = policy.log_prob(raw_B4, mean_B4, last_B)
+    low_4, high_4 = torch.tensor(ACTION_BOUNDS, device=raw_B4.device).T
+    actions_B4 = policy.apply(base_B4, raw_B4).clamp(low_4, high_4)
+    return actions_B4, raw_B4, logprob_B
+
+
+def denoise(
+    transformer: MeissonicTransformer,
+    samples: Samples,
+    schedule_BT4: Tensor,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    *,
+    grid: tuple[int, int],
+    policy: "SchedulePolicy | None" = None,
+    explore: bool = False,
+    samples_per_pass: int | None = None,
+) -> Iterator[Turn]:
+    """Steps `samples` until all are done, yielding a `Turn` over all B after every step.
+
+    `schedule_BT4` holds each sample's table, padded at the end to the longest T. `samples_per_pass`
+    splits the batch into forward passes of that many samples; with 1 no float of a sample depends
+    on the others. Arguments otherwise as of `denoise_turn`.
+    """
+    while True:
+        active = samples.active_B.nonzero()[:, 0]
+        if not len(active):
+            return
+        actions_B4 = torch.zeros_like(schedule_BT4[:, 0])
+        raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
+        for index in active.split(samples_per_pass or len(active)):
+            turn = denoise_turn(
+                transformer,
+                samples.select(index),
+                schedule_BT4[index, samples.step_B[index]],
+                conditional.select(index),
+                unconditional.select(index),
+                grid=grid,
+                policy=policy,
+                explore=explore,
+            )
+            samples = samples.update(index, turn.samples)
+            actions_B4[index] = turn.actions_B4
+            raw_B4[index] = turn.raw_actions_B4
+            logprob_B[index] = turn.action_logprob_B
+        yield Turn(samples, actions_B4, raw_B4, logprob_B)
