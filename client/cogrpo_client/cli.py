@@ -1,0 +1,90 @@
+"""The `cogrpo` command: sub-commands come from entry points of the group `cogrpo.commands`.
+
+Only the wanted command's module is imported, so `cogrpo --help` needs neither torch nor Ray.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
+
+import typer
+
+GROUP = "cogrpo.commands"
+USER_ERROR = 2
+
+_HELP = {
+    "evaluate": "Score the model on the tasks of an evaluation suite.",
+    "generate": "Make pictures from a prompt, without a server.",
+    "pretrain": "Train the embedded model from nothing.",
+    "serve": "Run the service.",
+    "trajectories": "Show, and replay, what the service logged last.",
+}
+
+
+def build_app(wanted: str | None) -> typer.Typer:
+    """The command with all names and one-line helps, and the `wanted` sub-command loaded."""
+    app = typer.Typer(
+        help="Co-GRPO Serve: a text-to-image service that learns while it serves.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        if entry.name == wanted:
+            app.command(entry.name)(_load(entry))
+        else:
+            app.command(entry.name, help=_HELP.get(entry.name, ""))(_not_loaded)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; a user's error is one line on standard error and status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    command = typer.main.get_command(build_app(wanted))
+    try:
+        status = command.main(arguments, prog_name="cogrpo", standalone_mode=False)
+    except typer.TyperException as error:
+        _stop(error.format_message(), f"cogrpo {wanted} --help" if wanted else "cogrpo --help")
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads any more, and the interpreter must not complain about it
+        sys.exit(1)
+    except ValueError as error:
+        if not type(error).__module__.startswith("cogrpo_"):
+            raise
+        _stop(str(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _options(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"cogrpo {version('cogrpo')}")
+        raise typer.Exit
+
+
+def _load(entry: EntryPoint) -> Callable[..., Any]:
+    try:
+        function: Callable[..., Any] = entry.load()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("cogrpo_"):
+            raise
+        _stop(
+            f"`cogrpo {entry.name}` needs the package {error.name}; install cogrpo[server,trainer]"
+        )
+    return function
+
+
+def _not_loaded() -> None:
+    raise AssertionError("only the wanted command runs")
+
+
+def _stop(message: str, hint: str | None = None) -> None:
+    line = " ".join(message.split())
+    typer.echo(f"cogrpo: {line}" + (f" (see `{hint}`)" if hint else ""), err=True)
+    sys.exit(USER_ERROR)
