@@ -26,7 +26,7 @@ def build_app(wanted: str | None) -> typer.Typer:
     """The command with all names and one-line helps, and the `wanted` sub-command loaded."""
     app = typer.Typer(
         help="Co-GRPO Serve: a text-to-image service that learns while it serves.",
-        no_args_is_help=True,
+        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
@@ -41,13 +41,14 @@ def build_app(wanted: str | None) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; a user's error is one line on standard error and status 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    known = wanted in entry_points(group=GROUP).names
     command = typer.main.get_command(build_app(wanted))
     try:
         status = command.main(arguments, prog_name="cogrpo", standalone_mode=False)
     except typer.TyperException as error:
-        _stop(error.format_message(), f"cogrpo {wanted} --help" if wanted else "cogrpo --help")
+        _stop(error.format_message(), f"cogrpo {wanted} --help" if known else "cogrpo --help")
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
@@ -60,12 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
-    if show_version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"cogrpo {version('cogrpo')}")
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options of the command itself; `--version` acts while it is parsed."""
 
 
 def _load(entry: EntryPoint) -> Callable[..., Any]:
