@@ -1,0 +1,1 @@
+"""What server and trainer pass each other."""
