@@ -69,7 +69,8 @@ class Upsample(nn.Module):
         self.conv = Conv2x2(dim, transposed=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = F.linear(self.norm(x), self.conv.weight.flatten(1).t()).unflatten(-1, (-1, 2, 2))
+        flat = F.linear(self.norm(x), self.conv.weight.flatten(1).t())
+        patches: Tensor = flat.unflatten(-1, (-1, 2, 2))
         return patches.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -91,12 +92,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        first = nn.Module()
-        first.proj = nn.Linear(dim, 4 * dim)
+        first = nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim)})
         self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        first, _, last = self.net
+        out: Tensor = last(F.gelu(first.get_submodule("proj")(x), approximate="tanh"))
         return out
 
 
@@ -131,7 +132,8 @@ def sinusoids(x: Tensor, dim: int) -> Tensor:
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (-1, head_dim))
+    return heads.transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor) -> Tensor:
@@ -229,4 +231,5 @@ class SingleStreamBlock(nn.Module):
         shift, scale, gate = self.norm(emb)
         normed = modulate(x, shift, scale)
         mlp = F.gelu(self.proj_mlp(normed), approximate="tanh")
-        return x + gate * self.proj_out(torch.cat([self.attn(normed, rope), mlp], dim=-1))
+        out: Tensor = gate * self.proj_out(torch.cat([self.attn(normed, rope), mlp], dim=-1))
+        return x + out

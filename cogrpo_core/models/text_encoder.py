@@ -87,7 +87,8 @@ class TextEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.model.text_projection.weight.device
+        device: torch.device = self.model.text_projection.weight.device
+        return device
 
     def token_count(self, prompt: str) -> int:
         """The prompt's tokens with begin and end; more than `max_length` will be cut off."""
@@ -134,13 +135,17 @@ class TextEncoder(nn.Module):
         }
         config = check_config(path / "config.json", known, TextEncoderConfig)
         try:
-            model = CLIPTextModelWithProjection(CLIPTextConfig(**config.model_dump()))
+            with torch.device("meta"):
+                model = CLIPTextModelWithProjection(CLIPTextConfig(**config.model_dump()))
         except Exception as error:
             raise CheckpointError(
                 f"{path / 'config.json'}: no CLIP text model can be made ({one_line(error)})"
             ) from None
         load_module(model, path / WEIGHTS_FILE, dtype=dtype, device=device, ignored=OLD_KEYS)
-        model.to(device)
+        # The one buffer that no checkpoint stores.
+        positions = torch.arange(config.max_position_embeddings, device=device).unsqueeze(0)
+        embeddings = model.text_model.embeddings
+        embeddings.register_buffer("position_ids", positions, persistent=False)
         tokenizer = _read_tokenizer(Path(folder) / "tokenizer", config)
         return cls(model, tokenizer).eval()
 

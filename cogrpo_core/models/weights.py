@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 PREFIX_OF_COMPILED = "_orig_mod."
 MAX_JSON_BYTES = 1 << 20
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 SHOWN = 3
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -79,12 +80,10 @@ def require_safetensors(path: Path) -> None:
     """Raises unless the weights file is there; a pickled one in its place is never opened."""
     if path.is_file():
         return
-    pickled = sorted(
-        p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.parent.glob(pattern)
-    )
+    pickled = sorted(file.name for file in path.parent.glob("*") if file.suffix in PICKLED)
     if pickled:
         raise CheckpointError(
-            f"{path}: missing, and pickled weights such as {pickled[0]} are not loaded, "
+            f"{path}: is missing, and pickled weights such as {pickled[0]} are not loaded, "
             f"because they can run code; convert them to safetensors"
         )
     raise CheckpointError(f"{path}: the file is missing; is this a whole checkpoint folder?")
@@ -104,8 +103,14 @@ def read_weights(
     """
     require_safetensors(path)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            stored = {key.removeprefix(PREFIX_OF_COMPILED): key for key in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            stored = {key.removeprefix(PREFIX_OF_COMPILED): key for key in keys}
+            if len(stored) != len(keys):
+                raise CheckpointError(
+                    f"{path}: holds keys both with and without the prefix '{PREFIX_OF_COMPILED}'; "
+                    f"save the model again"
+                )
             _check_keys(path, set(stored) - ignored, set(expected))
             tensors = {}
             for name, shape in expected.items():
@@ -115,9 +120,9 @@ def read_weights(
                         f"{path}: '{name}' has shape {found}, but config.json says {tuple(shape)}; "
                         f"config and weights belong to different models"
                     )
-                tensors[name] = _convert(path, name, file.get_tensor(stored[name]), dtype)
+                tensors[name] = _convert(path, name, file.get_tensor(stored[name]), dtype, device)
             return tensors
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({one_line(error)}); copy or download it again"
         ) from None
@@ -137,13 +142,16 @@ def _check_keys(path: Path, found: set[str], expected: set[str]) -> None:
         )
 
 
-def _convert(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _convert(
+    path: Path, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
     if not tensor.is_floating_point() or tensor.element_size() == 1:
         raise CheckpointError(
             f"{path}: '{name}' is stored as {str(tensor.dtype).removeprefix('torch.')}; "
             f"weights must be float16, bfloat16 or float32"
         )
-    converted = tensor.to(dtype)
+    # A copy, because the tensor read may be a view of the mapped file.
+    converted = tensor.to(device=device, dtype=dtype, copy=True)
     if not bool(converted.isfinite().all()):
         if bool(tensor.isfinite().all()):
             raise CheckpointError(
