@@ -1,0 +1,1 @@
+"""Measurements of speed; each module runs by itself: python -m cogrpo_trainer.benchmarks.step."""
