@@ -8,13 +8,14 @@ Shape letters: B samples, N image tokens, M masked positions of the whole batch 
 [B,N]), V codes, D width, T steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from cogrpo_core.models.schedule_policy import SchedulePolicy
 from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer
 from cogrpo_core.noise import action_noise, step_noise
 from cogrpo_core.schedule import (
@@ -23,10 +24,8 @@ from cogrpo_core.schedule import (
     REMASK_RATIO,
     REMASK_TEMPERATURE,
     SAMPLE_TEMPERATURE,
+    used_actions,
 )
-
-if TYPE_CHECKING:
-    from cogrpo_core.models.schedule_policy import SchedulePolicy
 
 SAMPLER_VERSION = 1
 """Goes up whenever the same seed and actions would give other tokens."""
@@ -46,6 +45,12 @@ class Samples:
     step_B: Tensor
     num_steps_B: Tensor
     seed_B: Tensor
+    schedule_BT4: Tensor
+    """Each sample's schedule, padded with zeros behind its T steps."""
+    learned_B: Tensor
+    """Whose actions a scheduling policy moves. They always take both passes of guidance."""
+    explore_B: Tensor
+    """Whose learned actions are drawn from the policy and not its mean."""
 
     @property
     def active_B(self) -> Tensor:
@@ -66,17 +71,28 @@ class Samples:
 
 
 def start_samples(
-    seed_B: Tensor, num_steps_B: Tensor, num_tokens: int, mask_token_id: int
+    seeds: Sequence[int],
+    schedules: Sequence[Tensor],
+    num_tokens: int,
+    mask_token_id: int,
+    *,
+    learned: Sequence[bool] | None = None,
+    explore: Sequence[bool] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Samples:
-    """Samples before their first step: all masks. Seeds and step counts are int64 [B]."""
-    shape, device = (len(seed_B), num_tokens), seed_B.device
+    """Samples before their first step, all masks: one for each seed and its schedule [T,4]."""
+    shape, none = (len(seeds), num_tokens), [False] * len(seeds)
+    num_steps_B = torch.tensor([len(schedule) for schedule in schedules], device=device)
     return Samples(
         tokens_BN=torch.full(shape, mask_token_id, dtype=torch.int64, device=device),
         fill_step_BN=torch.full(shape, UNFILLED, dtype=torch.int64, device=device),
         token_logprob_BN=torch.zeros(shape, dtype=torch.float32, device=device),
         step_B=torch.zeros_like(num_steps_B),
         num_steps_B=num_steps_B,
-        seed_B=seed_B,
+        seed_B=torch.tensor(seeds, dtype=torch.int64, device=device),
+        schedule_BT4=pad_sequence(list(schedules), batch_first=True).to(device),
+        learned_B=torch.tensor(learned or none, device=device),
+        explore_B=torch.tensor(explore or none, device=device),
     )
 
 
@@ -192,42 +208,38 @@ class Turn:
     actions_B4: Tensor
     """The actions taken; zeros where a sample was done before."""
     raw_actions_B4: Tensor
-    """The unconstrained actions of a scheduling policy; zeros without one."""
+    """The unconstrained actions of the scheduling policy; zeros where it did not act."""
     action_logprob_B: Tensor
-    """The policy's log-density of the raw action; zeros without one."""
+    """The policy's log-density of the raw action; zeros where it did not act."""
 
 
 @torch.no_grad()
 def denoise_turn(
     transformer: MeissonicTransformer,
     samples: Samples,
-    base_B4: Tensor,
     conditional: Conditioning,
     unconditional: Conditioning,
     *,
     grid: tuple[int, int],
-    policy: "SchedulePolicy | None" = None,
-    explore: bool = False,
+    policy: SchedulePolicy | None = None,
 ) -> Turn:
     """One guided forward pass and one step for samples that all have steps left.
 
-    `base_B4` are the actions of the schedule at each sample's step; a `policy` moves them by what
-    it reads in the conditional features, by its mean or, with `explore`, by a draw from it. Without
-    a policy the unconditional pass is left out for samples with guidance 1. `grid` is (H, W) with N
-    = H*W.
+    `grid` is (H, W) with N = H*W. Without a policy, learned samples take the actions of their
+    schedule: so a logged trajectory is replayed. Samples with guidance 1 that are not learned skip
+    the unconditional pass.
     """
-    mask_token_id = transformer.config.mask_token_id
-    guided_B = torch.ones_like(samples.active_B)
-    if policy is None:
-        guided_B = base_B4[:, GUIDANCE_SCALE] != 1
+    rows_B = torch.arange(len(samples.step_B), device=samples.step_B.device)
+    actions_B4 = samples.schedule_BT4[rows_B, samples.step_B]
+    guided_B = samples.learned_B | (actions_B4[:, GUIDANCE_SCALE] != 1)
     conditional_BND, unconditional_BND, features = _passes(
         transformer, samples, conditional, unconditional, guided_B, grid
     )
-    actions_B4, raw_B4 = base_B4, torch.zeros_like(base_B4)
-    logprob_B = torch.zeros_like(base_B4[:, 0])
-    if policy is not None:
-        actions_B4, raw_B4, logprob_B = _policy_actions(policy, samples, features, base_B4, explore)
+    raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
+    if policy is not None and bool(samples.learned_B.any()):
+        actions_B4, raw_B4, logprob_B = _policy_actions(policy, samples, features, actions_B4)
 
+    mask_token_id = transformer.config.mask_token_id
     masked_BN = masked_positions(samples, mask_token_id)
     sample_M = masked_BN.nonzero()[:, 0]
     states_MD = guide(
@@ -253,10 +265,10 @@ def _passes(
     Where a sample is not guided its conditional states stand in for the unconditional ones.
     """
     count, guided = len(guided_B), guided_B.nonzero()[:, 0]
-    rows = torch.cat([torch.arange(count, device=guided.device), guided])
+    rows_R = torch.cat([torch.arange(count, device=guided.device), guided])
     conditioning = Conditioning.cat([conditional, unconditional.select(guided)])
-    tokens_RHW = samples.tokens_BN[rows].unflatten(1, grid)
-    remaining_R = (samples.num_steps_B - 1 - samples.step_B)[rows]
+    tokens_RHW = samples.tokens_BN[rows_R].unflatten(1, grid)
+    remaining_R = (samples.num_steps_B - 1 - samples.step_B)[rows_R]
     states = transformer.states(tokens_RHW, remaining_R, conditioning)
     conditional_BND = states.hidden[:count]
     unconditional_BND = conditional_BND.index_copy(0, guided, states.hidden[count:])
@@ -264,56 +276,50 @@ def _passes(
 
 
 def _policy_actions(
-    policy: "SchedulePolicy", samples: Samples, features: Tensor, base_B4: Tensor, explore: bool
+    policy: SchedulePolicy, samples: Samples, features: Tensor, base_B4: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Actions [B,4], raw actions [B,4] and their log-density [B] (Eq. 14)."""
-    time_B = samples.step_B / samples.num_steps_B
-    mean_B4 = policy(features, time_B).float()
-    raw_B4 = mean_B4
-    if explore:
-        noise_B4 = action_noise(samples.seed_B, samples.step_B, mean_B4.shape[1])
-        raw_B4 = mean_B4 + policy.sigma * noise_B4
-    last_B = samples.step_B + 1 >= samples.num_steps_B
-    logprob_B = policy.log_prob(raw_B4, mean_B4, last_B)
+    """Actions [B,4], raw actions [B,4] and their log-density [B] (Eq. 14), in learned rows."""
+    mean_B4 = policy(features, samples.step_B / samples.num_steps_B).float()
+    noise_B4 = action_noise(samples.seed_B, samples.step_B, mean_B4.shape[1])
+    raw_B4 = policy.sample(mean_B4, noise_B4 * samples.explore_B[:, None])
+    used_B4 = used_actions(samples.step_B, samples.num_steps_B)
+    logprob_B = policy.log_prob(raw_B4, mean_B4, used_B4)
     low_4, high_4 = torch.tensor(ACTION_BOUNDS, device=raw_B4.device).T
-    actions_B4 = policy.apply(base_B4, raw_B4).clamp(low_4, high_4)
-    return actions_B4, raw_B4, logprob_B
+    actions_B4 = policy.apply_action(base_B4, raw_B4).clamp(low_4, high_4)
+    learned_B1 = samples.learned_B[:, None]
+    return (
+        torch.where(learned_B1, actions_B4, base_B4),
+        raw_B4 * learned_B1,
+        logprob_B * samples.learned_B,
+    )
 
 
 def denoise(
     transformer: MeissonicTransformer,
     samples: Samples,
-    schedule_BT4: Tensor,
     conditional: Conditioning,
     unconditional: Conditioning,
     *,
     grid: tuple[int, int],
-    policy: "SchedulePolicy | None" = None,
-    explore: bool = False,
+    policy: SchedulePolicy | None = None,
     samples_per_pass: int | None = None,
 ) -> Iterator[Turn]:
     """Steps `samples` until all are done, yielding a `Turn` over all B after every step.
 
-    `schedule_BT4` holds each sample's table, padded at the end to the longest T. `samples_per_pass`
-    splits the batch into forward passes of that many samples; with 1 no float of a sample depends
-    on the others. Arguments otherwise as of `denoise_turn`.
+    `samples_per_pass` splits the batch into forward passes of that many samples; with 1, no float
+    of a sample depends on the others. The rest as in `denoise_turn`.
     """
-    while True:
-        active = samples.active_B.nonzero()[:, 0]
-        if not len(active):
-            return
-        actions_B4 = torch.zeros_like(schedule_BT4[:, 0])
+    while len(active := samples.active_B.nonzero()[:, 0]):
+        actions_B4 = torch.zeros_like(samples.schedule_BT4[:, 0])
         raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
         for index in active.split(samples_per_pass or len(active)):
             turn = denoise_turn(
                 transformer,
                 samples.select(index),
-                schedule_BT4[index, samples.step_B[index]],
                 conditional.select(index),
                 unconditional.select(index),
                 grid=grid,
                 policy=policy,
-                explore=explore,
             )
             samples = samples.update(index, turn.samples)
             actions_B4[index] = turn.actions_B4

@@ -123,6 +123,15 @@ def validate_actions(actions_T4: Tensor) -> Tensor:
     return actions_T4
 
 
+def used_actions(step_B: Tensor, num_steps_B: Tensor) -> Tensor:
+    """Which actions [B,4] a step uses: ratio and re-mask temperature mean nothing at the last."""
+    used_B4 = torch.ones(len(step_B), len(ACTION_COLUMNS), dtype=torch.bool, device=step_B.device)
+    earlier_B = step_B + 1 < num_steps_B
+    used_B4[:, REMASK_RATIO] = earlier_B
+    used_B4[:, REMASK_TEMPERATURE] = earlier_B
+    return used_B4
+
+
 def validate_num_steps(num_steps: object) -> int:
     """T itself, if it is a whole number that a schedule can have."""
     if (

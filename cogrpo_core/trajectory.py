@@ -24,6 +24,7 @@ from cogrpo_core.schedule import ACTION_BOUNDS, ACTION_COLUMNS, MAX_STEPS
 
 FORMAT_VERSION = 1
 MAX_TOKENS = 16384
+MAX_CODES = 2**16
 MAX_SEED = 2**32 - 1
 MAX_TEXT = 2000
 """The longest prompt, in characters."""
@@ -32,7 +33,6 @@ _MAGIC = b"CGRT"
 _PREFIX = struct.Struct("<4sHI")
 _CHECKSUM = struct.Struct("<I")
 _MAX_HEADER = 32 * 1024
-_MAX_CODE = 2**16 - 1
 _NUM_ACTIONS = len(ACTION_COLUMNS)
 _TEXTS = ("prompt", "negative_prompt", "schedule", "model", "fingerprint", "policy_version")
 
@@ -124,7 +124,7 @@ class Trajectory:
             raise TrajectoryError(f"a trajectory has at most {MAX_TOKENS} tokens, not {num_tokens}")
         if not 1 <= num_steps <= MAX_STEPS:
             raise TrajectoryError(f"a trajectory has 1 to {MAX_STEPS} steps, not {num_steps}")
-        self._settle("tokens", np.int64, (num_tokens,), 0, _MAX_CODE)
+        self._settle("tokens", np.int64, (num_tokens,), 0, MAX_CODES - 1)
         self._settle("fill_step", np.int64, (num_tokens,), 0, num_steps - 1)
         self._settle("token_logprob", np.float32, (num_tokens,), -np.inf, 1e-3)
         self._settle("actions", np.float32, (num_steps, _NUM_ACTIONS), *_action_bounds())

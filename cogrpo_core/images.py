@@ -1,0 +1,55 @@
+"""From tokens to pictures: VQ decoding, and PNG files that say what made them.
+
+pipeline.py decodes with it; the command line and the server write its PNGs.
+
+Shape letters: B images, N image tokens.
+"""
+
+import io
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from cogrpo_core.models.vqvae import vq_config
+from cogrpo_core.trajectory import Trajectory
+
+
+@torch.no_grad()
+def decode_tokens(
+    vqvae: VQModel, tokens_BN: Tensor, grid: tuple[int, int], *, images_per_pass: int = 1
+) -> list[Image.Image]:
+    """RGB pictures of tokens [B,N] on a grid (rows, columns), a few at a time to bound memory."""
+    config = vq_config(vqvae)
+    latent_size = config.vq_embed_dim or config.latent_channels
+    images: list[Image.Image] = []
+    for part_BN in tokens_BN.split(images_per_pass):
+        shape = (len(part_BN), *grid, latent_size)
+        pixels = vqvae.decode(part_BN.to(vqvae.device), force_not_quantize=True, shape=shape).sample
+        bytes_BHWC = pixels.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+        images += [Image.fromarray(np.asarray(image)) for image in bytes_BHWC.cpu().numpy()]
+    return images
+
+
+def png_bytes(image: Image.Image, trajectory: Trajectory, *, scale_up: int = 1) -> bytes:
+    """The picture as PNG, each pixel `scale_up` times as large, with text chunks of its origin."""
+    info = PngInfo()
+    for key, value in {
+        "prompt": trajectory.prompt,
+        "negative_prompt": trajectory.negative_prompt,
+        "seed": trajectory.seed,
+        "steps": trajectory.num_steps,
+        "schedule": trajectory.schedule,
+        "model": trajectory.model,
+        "policy_version": trajectory.policy_version,
+    }.items():
+        info.add_itxt(key, str(value))
+    if scale_up > 1:
+        size = (image.width * scale_up, image.height * scale_up)
+        image = image.resize(size, Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
