@@ -1,0 +1,64 @@
+"""All settings of the service; `cli.py` fills them from options and the environment."""
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+DEFAULT_PORT = 8000
+DEFAULT_MODEL = "shapes"
+BODY_BYTES = 64 * 1024
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used, or a place that is taken."""
+
+
+class Settings(BaseModel):
+    """How one service runs. Paths are absolute, times are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535)
+    model: str = DEFAULT_MODEL
+    threads: int = Field(default=1, ge=1, le=256)
+    redis_url: SecretStr | None = None
+    keys_file: Path | None = None
+    queued_requests: int = Field(default=32, ge=1, description="Accepted and not yet answered.")
+    images_times_steps: int = Field(
+        default=512, ge=1, description="The most that one request costs."
+    )
+    request_seconds: float = Field(
+        default=120.0, gt=0, description="From acceptance to the answer."
+    )
+    start_seconds: float = Field(default=300.0, gt=0, description="Until the model must be ready.")
+    stop_seconds: float = Field(default=30.0, gt=0, description="After that everything is killed.")
+
+    @property
+    def logs_dir(self) -> Path:
+        """Where the processes write their rotating logs."""
+        return self.data_dir / "logs"
+
+    @property
+    def redis_url_file(self) -> Path:
+        """Where other processes of this machine find the Redis of a running service; mode 0600."""
+        return self.data_dir / "redis.url"
+
+    @property
+    def own_keys_file(self) -> Path:
+        """The keys that the service makes for itself; mode 0600."""
+        return self.data_dir / "keys.json"
+
+    def check_host(self) -> None:
+        """Beyond loopback only with keys that somebody configured. Raises `SettingsError`."""
+        try:
+            loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            raise SettingsError("the host must be an IP address or localhost") from None
+        if not loopback and self.keys_file is None:
+            raise SettingsError(
+                f"host {self.host} is reachable from other machines: give --keys-file too, "
+                "or leave --host out"
+            )
