@@ -1,0 +1,74 @@
+"""Saves and restores a training run: safetensors and a manifest, replaced as a whole, nothing pickled."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    average: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    """Writes the state after `step` steps. A crash in between leaves the state before."""
+    name = f"state-{step:07d}"
+    target = folder / name
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for part, module in (("model", model), ("average", average)):
+        tensors = {key: value.detach().clone() for key, value in module.named_parameters()}
+        save_file(tensors, partial / f"{part}.safetensors")
+    save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    manifest = folder / ".manifest.partial"
+    manifest.write_text(json.dumps({"step": step, "state": name}))
+    os.replace(manifest, folder / "manifest.json")
+    for old in folder.glob("state-*"):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def load_state(
+    folder: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> int:
+    """Restores what `save_state` wrote; gives the number of steps done."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    state = folder / manifest["state"]
+    for part, module in (("model", model), ("average", average)):
+        module.load_state_dict(load_file(state / f"{part}.safetensors"), strict=False)
+    tensors = load_file(state / "optimizers.safetensors")
+    for i, optimizer in enumerate(optimizers):
+        for j, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"{i}.{j}."
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+    return int(manifest["step"])
+
+
+def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    tensors = {}
+    for i, optimizer in enumerate(optimizers):
+        for j, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{i}.{j}.{key}"] = torch.as_tensor(value).clone()
+    return tensors
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
