@@ -41,7 +41,7 @@ AESTHETIC_SCORE = 6.0
 StepCallback = Callable[["CoGRPOPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ValueError):
     """The model gave infinite or undefined values, so its picture would mean nothing."""
 
 
