@@ -102,7 +102,9 @@ def _inside(shape: str, radius: int) -> NDArray[np.bool_]:
     elif shape == "star":
         angles = np.pi * np.arange(10) / 5 - np.pi / 2
         lengths = np.where(np.arange(10) % 2 == 0, 1.08, 0.45)
-        polygon([(float(l * np.cos(a)), float(l * np.sin(a) + 0.06)) for a, l in zip(angles, lengths)])
+        polygon(
+            [(float(l * np.cos(a)), float(l * np.sin(a) + 0.06)) for a, l in zip(angles, lengths)]
+        )
     elif shape == "heart":
         turn = np.linspace(0, 2 * np.pi, 97)
         x = np.sin(turn) ** 3

@@ -1,1 +1,1 @@
-"""Makes the embedded model from nothing: image codes (`codes.py`), then transformer and text encoder."""
+"""Makes the embedded model from nothing: image codes, then transformer and text encoder."""

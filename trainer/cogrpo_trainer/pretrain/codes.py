@@ -1,12 +1,14 @@
-"""Image codes: a `diffusers.VQModel` with codes local to their patch, and a decoder that sees the whole picture.
+"""Image codes: a `diffusers.VQModel` with codes local to their patch and a decoder that is not.
 
-Three stages, each short: the encoder learns the principal components of patches; k-means on its latents sets
-the codebook; the decoder learns pictures from codes. Codes that depend on their patch alone are what a
-transformer can learn in hours; the gate on them is the checker's agreement, not PSNR.
+Three stages: the encoder learns the principal components of patches; k-means on its latents sets
+the codebook; the decoder learns whole pictures from codes. Codes that depend on their patch alone
+are what a transformer can learn in hours; the gate on them is the checker's agreement, not PSNR.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +26,9 @@ from cogrpo_trainer.pretrain.patches import (
     to_patches,
     unique_patches,
 )
+from cogrpo_trainer.pretrain.state import load_state, save_state
+
+ENCODER_LR = DECODER_LR = 2e-3
 
 Report = Callable[[str, int, dict[str, float]], None]
 
@@ -37,7 +42,7 @@ class CodesConfig:
     pictures: int = 20_000  # whose patches are clustered
     encoder_steps: int = 1_500
     kmeans_rounds: int = 40
-    decoder_steps: int = 6_000
+    decoder_steps: int = 3_500
     decoder_batch: int = 16
     seed: int = 0
 
@@ -72,15 +77,20 @@ def training_pictures(number: int, rng: np.random.Generator) -> NDArray[np.uint8
     return np.stack(images)
 
 
-def train_codes(config: CodesConfig, report: Report) -> VQModel:
-    """Runs the three stages; `report(stage, step, values)` is called now and then."""
+def train_codes(config: CodesConfig, folder: Path, report: Report) -> VQModel:
+    """Runs the three stages, or goes on from what `folder` holds of them.
+
+    `report(stage, step, values)` is called now and then.
+    """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     vqvae = build_vqvae(config)
-    patches, _, counts = unique_patches(to_patches(training_pictures(config.pictures, rng)))
-    fit_encoder(vqvae, patches, counts, config, report)
-    set_codebook(vqvae, patches, counts, config, report)
-    fit_decoder(vqvae, rng, config, report)
+    if not load_state(folder / "codebook", {"vqvae": vqvae}, []):
+        rng = np.random.default_rng(config.seed)
+        patches, _, counts = unique_patches(to_patches(training_pictures(config.pictures, rng)))
+        fit_encoder(vqvae, patches, counts, config, report)
+        set_codebook(vqvae, patches, counts, config, report)
+        save_state(folder / "codebook", 1, {"vqvae": vqvae}, [])
+    fit_decoder(vqvae, config, folder / "decoder", report)
     return vqvae.eval()
 
 
@@ -99,19 +109,19 @@ def fit_encoder(
     _, _, axes = torch.linalg.svd((weights.sqrt()[:, None] * centred), full_matrices=False)
     targets = centred @ axes[: config.width].T  # [U, C], in units of pixel distance
     parameters = [*vqvae.encoder.parameters(), *vqvae.quant_conv.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.encoder_steps)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0)
     images = as_images(patches)
     for step in range(config.encoder_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = ENCODER_LR * one_cycle(step, config.encoder_steps)
         rows = torch.multinomial(weights, 512, replacement=True)
         latents = vqvae.encode(images[rows]).latents.flatten(1)
         loss = F.mse_loss(latents, targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == config.encoder_steps - 1:
-            report("encoder", step, {"loss": float(loss)})
+        if (step + 1) % 100 == 0:
+            report("encoder", step + 1, {"loss": float(loss.detach())})
 
 
 def set_codebook(
@@ -134,19 +144,20 @@ def set_codebook(
         codebook = torch.where(empty[:, None], codebook, total / mass.clamp(min=1e-9)[:, None])
         if empty.any():  # a code without patches moves to one that is badly served
             codebook[empty] = latents[torch.multinomial(weights * spread, int(empty.sum()))]
-        report("codebook", step, {"distance": float((weights * spread).sum() / weights.sum())})
+        report("codebook", step + 1, {"distance": float((weights * spread).sum() / weights.sum())})
     vqvae.quantize.embedding.weight.data.copy_(codebook)
 
 
-def fit_decoder(
-    vqvae: VQModel, rng: np.random.Generator, config: CodesConfig, report: Report
-) -> None:
+def fit_decoder(vqvae: VQModel, config: CodesConfig, folder: Path, report: Report) -> None:
     """Learns pictures from their codes; pixels that are no background weigh more."""
     tokenizer = PatchTokenizer(vqvae.eval())
+    vqvae.decoder.to(memory_format=torch.channels_last)
     parameters = [*vqvae.post_quant_conv.parameters(), *vqvae.decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, config.decoder_steps)
-    for step in range(config.decoder_steps):
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-4)
+    for step in range(load_state(folder, {"vqvae": vqvae}, [optimizer]), config.decoder_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = DECODER_LR * one_cycle(step, config.decoder_steps)
+        rng = np.random.default_rng([config.seed, step])
         pictures = training_pictures(config.decoder_batch, rng)
         target = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
         with torch.autocast("cpu", torch.bfloat16):
@@ -159,10 +170,20 @@ def fit_decoder(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == config.decoder_steps - 1:
+        done = step + 1
+        if done % 50 == 0:
             psnr = -10 * torch.log10(error.detach().square().mean())
-            report("decoder", step, {"loss": float(loss), "psnr": float(psnr)})
+            report("decoder", done, {"loss": float(loss.detach()), "psnr": float(psnr)})
+        if done % 500 == 0 or done == config.decoder_steps:
+            save_state(folder, done, {"vqvae": vqvae}, [optimizer])
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The factor on a learning rate: up over the first tenth, then a cosine down to zero."""
+    rise = steps / 10
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
 def decode(vqvae: VQModel, tokens: torch.Tensor) -> torch.Tensor:

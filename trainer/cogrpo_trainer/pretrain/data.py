@@ -1,6 +1,6 @@
-"""Fresh training batches: captions and tokens of random pictures, masked as the paper's base model does it.
+"""Fresh training batches: captions and tokens of random pictures, masked as Meissonic does it.
 
-A batch is a function of (seed, step) alone, so that a resumed run sees what an uninterrupted one would.
+A batch is a function of (seed, step) alone: a resumed run sees what an uninterrupted one would.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,15 @@ MAX_STEPS = 64  # the number of sampling steps that the time condition is drawn 
 
 @dataclass(frozen=True)
 class Batch:
-    """B captions, tokens [B, N] of a picture each, which of them are masked [B, N], steps remaining [B]."""
+    """B captions with the tokens of a picture each."""
 
     captions: list[str]
     tokens: Tensor
+    """int64 [B, N]."""
     masked: Tensor
+    """bool [B, N]: the tokens to predict."""
     timestep: Tensor
+    """[B], steps remaining."""
 
 
 def make_batch(tokenizer: PatchTokenizer, size: int, *, seed: int, step: int) -> Batch:
@@ -53,7 +56,7 @@ def random_mask(share: np.ndarray, positions: int, rng: np.random.Generator) -> 
 def _timesteps(size: int, rng: np.random.Generator) -> Tensor:
     """Steps remaining of a random sampler: any number of steps may meet any share of masks.
 
-    So the model does not tie the time to one schedule, which a learned schedule would leave at once.
+    So the model does not tie the time to one schedule, which a learned one would leave at once.
     """
     steps = rng.integers(4, MAX_STEPS + 1, size)
     return torch.from_numpy(np.floor(steps * rng.random(size)))

@@ -161,7 +161,9 @@ def probe(model: EmbeddedModel, tokenizer: PatchTokenizer, size: int = 64) -> di
     The gap between the two is what the model takes from the text, which is learned last.
     """
     batch = make_batch(tokenizer, size, seed=PROBE_SEED, step=0)
-    masked = torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(0)) < PROBE_SHARE
+    masked = (
+        torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(0)) < PROBE_SHARE
+    )
     common = torch.bincount(batch.tokens.flatten()).topk(4).indices
     is_object = ~torch.isin(batch.tokens, common)[masked]
     ids = model.text_encoder.tokenize(batch.captions)
@@ -190,7 +192,8 @@ def train_model(
     tokenizer = PatchTokenizer(vqvae)
     model, average = build_model(config, vqvae), build_model(config, vqvae)
     optims = optimizers(model, config)
-    start = load_state(folder, model, average, optims) if (folder / "manifest.json").exists() else 0
+    modules = {"model": model, "average": average}
+    start = load_state(folder, modules, optims)
     forward = torch.compile(model, dynamic=True)
     for step in range(start, config.steps):
         for optim, base in zip(optims, (config.muon_lr, config.adam_lr), strict=True):
@@ -202,7 +205,9 @@ def train_model(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not math.isfinite(float(norm)):
-            raise RuntimeError(f"the gradient of step {step} is not finite; lower the learning rates")
+            raise RuntimeError(
+                f"the gradient of step {step} is not finite; lower the learning rates"
+            )
         for optim in optims:
             optim.step()
             optim.zero_grad()
@@ -212,7 +217,7 @@ def train_model(
             report(done, {"loss": float(loss.detach()), "gradient_norm": float(norm)})
         if done % save_every == 0 or done == config.steps:
             report(done, probe(average, tokenizer))
-            save_state(folder, done, model, average, optims)
+            save_state(folder, done, modules, optims)
             if on_save is not None:
                 on_save(done, average)
     return average.eval()

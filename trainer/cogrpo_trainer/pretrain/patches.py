@@ -16,7 +16,9 @@ def to_patches(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4, 5)).reshape(batch, -1, VALUES)
 
 
-def unique_patches(patches: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp], NDArray[np.intp]]:
+def unique_patches(
+    patches: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint8], NDArray[np.intp], NDArray[np.intp]]:
     """(distinct rows [U, 48], index of each row in them, count of each)."""
     keys = np.ascontiguousarray(patches.reshape(-1, VALUES)).view(f"V{VALUES}").ravel()
     distinct, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)

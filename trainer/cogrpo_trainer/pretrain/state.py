@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 def save_state(
     folder: Path,
     step: int,
-    model: nn.Module,
-    average: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     """Writes the state after `step` steps. A crash in between leaves the state before."""
@@ -24,7 +23,7 @@ def save_state(
     partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for part, module in (("model", model), ("average", average)):
+    for part, module in modules.items():
         tensors = {key: value.detach().clone() for key, value in module.named_parameters()}
         save_file(tensors, partial / f"{part}.safetensors")
     save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
@@ -39,16 +38,17 @@ def save_state(
 
 
 def load_state(
-    folder: Path,
-    model: nn.Module,
-    average: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
+    folder: Path, modules: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]
 ) -> int:
-    """Restores what `save_state` wrote; gives the number of steps done."""
+    """Restores what `save_state` wrote; gives the number of steps done, 0 where nothing was saved."""
+    if not (folder / "manifest.json").exists():
+        return 0
     manifest = json.loads((folder / "manifest.json").read_text())
     state = folder / manifest["state"]
-    for part, module in (("model", model), ("average", average)):
-        module.load_state_dict(load_file(state / f"{part}.safetensors"), strict=False)
+    for part, module in modules.items():
+        saved = load_file(state / f"{part}.safetensors")
+        assert set(saved) == {name for name, _ in module.named_parameters()}
+        module.load_state_dict(saved, strict=False)  # buffers are constants
     tensors = load_file(state / "optimizers.safetensors")
     for i, optimizer in enumerate(optimizers):
         for j, parameter in enumerate(_parameters(optimizer)):
