@@ -26,7 +26,7 @@ def render(scene: Scene) -> NDArray[np.uint8]:
 
 
 def draw(image: Floats, item: Object, style: str) -> None:
-    """Draws one object over `image` (float [H, W, 3]) in place; what lies outside the picture is cut."""
+    """Draws one object over `image` (float [H, W, 3]) in place, cut at the picture's edge."""
     coverage, paint = sprite(item.shape, item.color, item.size, style)
     half = coverage.shape[0] // 2
     top, left = item.y - half, item.x - half
@@ -101,10 +101,9 @@ def _inside(shape: str, radius: int) -> NDArray[np.bool_]:
         polygon([(-1, -0.33), (1, -0.33), (1, 0.33), (-1, 0.33)])
     elif shape == "star":
         angles = np.pi * np.arange(10) / 5 - np.pi / 2
-        lengths = np.where(np.arange(10) % 2 == 0, 1.08, 0.45)
-        polygon(
-            [(float(l * np.cos(a)), float(l * np.sin(a) + 0.06)) for a, l in zip(angles, lengths)]
-        )
+        x = np.where(np.arange(10) % 2 == 0, 1.08, 0.45) * np.cos(angles)
+        y = np.where(np.arange(10) % 2 == 0, 1.08, 0.45) * np.sin(angles) + 0.06
+        polygon([(float(a), float(b)) for a, b in zip(x, y, strict=True)])
     elif shape == "heart":
         turn = np.linspace(0, 2 * np.pi, 97)
         x = np.sin(turn) ** 3

@@ -1,7 +1,6 @@
-"""What a picture of the world contains: `Spec` is what a caption says, `Scene` is one picture of it.
+"""What a picture of the world contains: `Spec` is what a caption says, `Scene` one picture of it.
 
-`captions.py` puts a spec into words, `render.py` draws a scene, `checker.py` judges pixels against a spec.
-What a caption does not name has a default: black, medium, white background, flat style.
+`captions.py` puts a spec into words, `render.py` draws a scene, `checker.py` judges pixels. What a caption does not name has a default: black, medium, white background, flat style.
 """
 
 import hashlib
@@ -64,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a caption says. `relation` is that of the first group to the second (both of one object)."""
+    """What a caption says; `relation` is that of the first group to the second, one object each."""
 
     groups: tuple[Group, ...]
     relation: str | None = None
@@ -95,7 +94,8 @@ class Scene:
 def composition(spec: Spec) -> str:
     """The part of a spec that the held-out split is about, as a canonical string.
 
-    Several groups: which (color, shape) pairs appear together, whatever else is said. One group: everything.
+    Several groups: which (color, shape) pairs appear together, whatever else is said. One group:
+    everything.
     """
     pairs = sorted({f"{group.color} {group.shape}" for group in spec.groups})
     if len(pairs) > 1:
@@ -139,7 +139,7 @@ def _distinct_groups(rng: np.random.Generator, number: int, *, plain: float) -> 
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """A random spec of the training mixture: singles, counts, pairs, relations, and long descriptions."""
+    """A random spec of the training mixture: singles, counts, pairs, relations, long prompts."""
     kind = rng.random()
     background, style = sample_look(rng)
     if kind < 0.22:
@@ -163,7 +163,7 @@ def sample_spec(rng: np.random.Generator) -> Spec:
 
 
 def sample_long_spec(rng: np.random.Generator) -> Spec:
-    """A spec of one to four objects that names size, color, shape and place of each, and the look."""
+    """A spec of one to four objects that names the place of each, and the look."""
     background, style = sample_look(rng, plain=0.4)
     groups = _distinct_groups(rng, int(rng.integers(1, MAX_OBJECTS + 1)), plain=0.5)
     places = rng.permutation(list(PLACES))[: len(groups)]
@@ -217,7 +217,7 @@ def _relation_is_clear(relation: str | None, objects: list[Object]) -> bool:
 
 
 def holds(relation: str, dx: float, dy: float) -> bool:
-    """Whether `relation` holds for an object displaced by (dx, dy) pixels from another (y grows downwards)."""
+    """Whether `relation` holds for an object (dx, dy) pixels from another; y grows downwards."""
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     across = dy if relation in ("left of", "right of") else dx
     return along >= LATTICE and along > abs(across)

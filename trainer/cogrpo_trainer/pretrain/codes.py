@@ -69,7 +69,7 @@ def build_vqvae(config: CodesConfig) -> VQModel:
 
 def training_pictures(number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Fresh pictures of compositions that are not held out, uint8 [B, 64, 64, 3]."""
-    images = []
+    images: list[NDArray[np.uint8]] = []
     while len(images) < number:
         spec = sample_spec(rng)
         if not held_out(spec):

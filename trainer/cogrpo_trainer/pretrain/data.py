@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cogrpo_core.shapes.captions import caption
@@ -34,7 +35,8 @@ class Batch:
 def make_batch(tokenizer: PatchTokenizer, size: int, *, seed: int, step: int) -> Batch:
     """The batch of `step`: compositions that are not held out, captions dropped for one in ten."""
     rng = np.random.default_rng([seed, step])
-    captions, images = [], []
+    captions: list[str] = []
+    images: list[NDArray[np.uint8]] = []
     while len(captions) < size:
         spec = sample_spec(rng)
         if held_out(spec):

@@ -1,7 +1,8 @@
 """Trains the embedded transformer and text encoder together, with the masked objective.
 
-u ~ U(0,1), a share cos(pi u / 2) of the tokens is masked, mean cross-entropy over the masked ones. Muon on the
-matrices of the blocks, AdamW on everything else; the weights that ship are an exponential moving average.
+u ~ U(0,1), a share cos(pi u / 2) of the tokens is masked, mean cross-entropy over the masked ones.
+Muon on the matrices of the blocks, AdamW on everything else; the weights that ship are an
+exponential moving average.
 """
 
 import math
@@ -58,7 +59,7 @@ class ModelConfig:
 
 
 class EmbeddedModel(nn.Module):
-    """Transformer and text encoder as one module, so that one optimiser and one average cover both."""
+    """Transformer and text encoder in one module, so that one average covers both."""
 
     def __init__(self, transformer: MeissonicTransformer, text_encoder: TextEncoder) -> None:
         super().__init__()
@@ -127,7 +128,8 @@ def _tokens_start_alike(transformer: MeissonicTransformer, vqvae: VQModel) -> No
 
 def optimizers(model: EmbeddedModel, config: ModelConfig) -> list[torch.optim.Optimizer]:
     """Muon on the blocks' matrices, AdamW on embeddings, norms, biases, modulation and the rest."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         in_block = ".transformer_blocks." in name or ".single_transformer_blocks." in name
         in_block = in_block or ".encoder.layers." in name
@@ -146,7 +148,7 @@ def rate(step: int, config: ModelConfig) -> float:
     return max(0.0, min(1.0, (step + 1) / config.warmup, decay))
 
 
-def loss_of(model: nn.Module, ids: Tensor, batch: Batch) -> Tensor:
+def loss_of(model: Callable[..., Tensor], ids: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy over the masked positions."""
     # The fused attention's backward pass is slow on CPU for so few positions.
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -187,7 +189,8 @@ def train_model(
 ) -> EmbeddedModel:
     """Trains to `config.steps`, or goes on from the state in `folder`; gives the averaged model.
 
-    `report(step, values)` is called every 25 steps, `on_save(step, averaged model)` at every saved state.
+    `report(step, values)` is called every 25 steps, `on_save(step, averaged model)` whenever the
+    state is saved. Raises RuntimeError when the gradient is not finite; the saved state stays good.
     """
     tokenizer = PatchTokenizer(vqvae)
     model, average = build_model(config, vqvae), build_model(config, vqvae)
@@ -205,9 +208,7 @@ def train_model(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not math.isfinite(float(norm)):
-            raise RuntimeError(
-                f"the gradient of step {step} is not finite; lower the learning rates"
-            )
+            raise RuntimeError(f"the gradient of step {step} is not finite: lower the rates")
         for optim in optims:
             optim.step()
             optim.zero_grad()

@@ -1,4 +1,4 @@
-"""Pictures as rows of 4x4 patches, and a tokenizer that looks patches up: equal patches are encoded once."""
+"""Pictures as rows of 4x4 patches, and a tokenizer that encodes equal patches once."""
 
 import numpy as np
 import torch

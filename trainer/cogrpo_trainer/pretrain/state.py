@@ -1,4 +1,4 @@
-"""Saves and restores a training run: safetensors and a manifest, replaced as a whole, nothing pickled."""
+"""Saves and restores a training run: safetensors and a manifest, replaced as a whole."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def save_state(
 def load_state(
     folder: Path, modules: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]
 ) -> int:
-    """Restores what `save_state` wrote; gives the number of steps done, 0 where nothing was saved."""
+    """Restores what `save_state` wrote; gives the steps done, 0 where nothing was saved."""
     if not (folder / "manifest.json").exists():
         return 0
     manifest = json.loads((folder / "manifest.json").read_text())

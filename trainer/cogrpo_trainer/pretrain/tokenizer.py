@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: CLIP's byte-pair encoding, with merges learned from the world's captions.
+"""The embedded model's tokenizer: CLIP's byte-pair encoding with the words of the world.
 
 Words of the world are one token each; any other text falls back to pieces and bytes.
 """
