@@ -88,7 +88,7 @@ def _job(wanted: GenerateRequest, request_id: str) -> Job:
     given = wanted.schedule
     schedule = given.model_dump(exclude_none=True) if isinstance(given, Schedule) else given
     return Job(
-        id=f"gen_{secrets.token_hex(16)}",
+        id=f"gen_{secrets.token_hex(12)}",
         request_id=request_id,
         prompt=wanted.prompt,
         negative_prompt=wanted.negative_prompt,

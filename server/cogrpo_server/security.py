@@ -113,16 +113,24 @@ class ProxyGate:
     """In Ray Serve's proxy: closes the proxy's own routes, which would answer without a key."""
 
     def __init__(self, app: ASGIApp) -> None:
+        self._app = RequestId(_NoOwnRoutes(app))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class _NoOwnRoutes:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/-/"):
             error = ApiError(404, "not_found", "There is no such route.")
-            await render(error, scope.get("cogrpo.request_id", ""))(scope, receive, send)
+            await render(error, scope["cogrpo.request_id"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
 def proxy_middlewares() -> list[Middleware]:
     """What Ray Serve's HTTP proxy runs before it routes; named in the proxy's environment."""
-    return [Middleware(RequestId), Middleware(ProxyGate)]
+    return [Middleware(ProxyGate)]

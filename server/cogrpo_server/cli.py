@@ -1,0 +1,64 @@
+"""The commands `cogrpo serve` and `cogrpo trajectories`; they import Ray and torch when run."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[
+    Path, typer.Option(envvar="COGRPO_DATA_DIR", help="Keys, logs and Redis live here.")
+]
+
+
+def serve(
+    port: Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)] = 8000,
+    model: Annotated[str, typer.Option(help="Embedded name, folder or Hub id.")] = "shapes",
+    data_dir: DataDir = Path("data"),
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="CPU threads of the model; all by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Beyond loopback only with --keys-file.")] = "127.0.0.1",
+    keys_file: Annotated[
+        Path | None, typer.Option(envvar="COGRPO_KEYS_FILE", help="Keys in place of those made.")
+    ] = None,
+) -> None:
+    """Run the service: embedded Redis, Ray Serve with one engine, and the HTTP routes.
+
+    REDIS_URL, if set, takes the place of the embedded Redis.
+    """
+    from pydantic import SecretStr
+
+    from cogrpo_server.settings import Settings
+    from cogrpo_server.supervisor import Supervisor
+
+    settings = Settings(
+        data_dir=data_dir.resolve(),
+        host=host,
+        port=port,
+        model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        threads=threads or len(os.sched_getaffinity(0)),
+        redis_url=SecretStr(url) if (url := os.environ.get("REDIS_URL")) else None,
+        keys_file=keys_file.resolve() if keys_file else None,
+    )
+    Supervisor(settings).run()
+
+
+def trajectories(
+    last: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 10,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Make each again and compare the tokens.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="The model that made them.")] = "shapes",
+    data_dir: DataDir = Path("data"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show, newest first, what a running service logged; with --replay, whether it repeats.
+
+    Ends with status 1 when a replay gives other tokens.
+    """
+    from cogrpo_server.show_log import redis_url, show
+
+    url = os.environ.get("REDIS_URL") or redis_url(data_dir.resolve())
+    if not show(url, last, model if replay else None, as_json=as_json):
+        raise typer.Exit(1)

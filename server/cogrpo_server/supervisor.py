@@ -1,0 +1,187 @@
+"""`cogrpo serve`: starts Redis, Ray and the application, watches them, and stops all of it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from cogrpo_server.banner import banner
+from cogrpo_server.keys import ensure_keys, load_keys
+from cogrpo_server.places import check_port, fresh_runtime_dir, locked_data_dir
+from cogrpo_server.processes import adopt_orphans, kill_descendants
+from cogrpo_server.ray_runtime import deploy, start_ray, stop_ray
+from cogrpo_server.redis_process import EmbeddedRedis, check_redis
+from cogrpo_server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from cogrpo_server.jobs import EngineStatus
+
+_WATCH_SECONDS = 1.0
+
+
+class _Stop(BaseException):
+    """Somebody asked to stop while the service was starting."""
+
+
+class Supervisor:
+    """One service, from its first process to its last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._starting = True
+        self._runtime_dir: Path | None = None
+
+    def run(self) -> None:
+        """Runs until SIGINT or SIGTERM; a second signal kills everything at once.
+
+        Raises `SettingsError` when the service cannot be started.
+        """
+        settings = self._settings
+        settings.check_host()
+        check_port(settings.host, settings.port)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked_data_dir(settings.data_dir))
+            stack.enter_context(self._signals())
+            self._runtime_dir = stack.enter_context(fresh_runtime_dir(settings.data_dir))
+            adopt_orphans()
+            stack.callback(kill_descendants)
+            try:
+                redis = self._start_redis(stack)
+                self._start_service(stack, redis)
+                self._watch(redis)
+            except BaseException:
+                # Interrupted in Ray's native code, a stop comes out as some other error.
+                if not self._stopping.is_set():
+                    raise
+            finally:
+                self._starting = False
+                self._say("stopping ...")
+                self._bound_the_end()
+        self._say("stopped")
+
+    def _start_redis(self, stack: contextlib.ExitStack) -> EmbeddedRedis | None:
+        """The embedded Redis, or None where REDIS_URL names another."""
+        if self._settings.redis_url is not None:
+            check_redis(self._settings.redis_url.get_secret_value())
+            return None
+        assert self._runtime_dir is not None
+        redis = EmbeddedRedis(self._settings, self._runtime_dir)
+        stack.callback(redis.stop)
+        redis.start()
+        return redis
+
+    def _start_service(self, stack: contextlib.ExitStack, redis: EmbeddedRedis | None) -> None:
+        settings = self._settings
+        keys_file = settings.keys_file
+        if keys_file is None:
+            keys_file = settings.own_keys_file
+            ensure_keys(keys_file)
+        load_keys(keys_file)
+        self._say("starting; this takes some seconds ...")
+        assert self._runtime_dir is not None
+        stack.callback(stop_ray)
+        start_ray(self._runtime_dir)
+        self._install_signals()  # Ray has put its own in their place
+        self._leave_if_stopping()
+        url = redis.url if redis else None
+        if settings.redis_url is not None:
+            url = settings.redis_url.get_secret_value()
+        assert url is not None
+        status = self._wait_until_ready(deploy(settings, url))
+        self._starting = False
+        assert status.info is not None
+        print(banner(settings, status.info, keys_file), flush=True)
+
+    def _wait_until_ready(self, engine: "DeploymentHandle") -> "EngineStatus":
+        deadline = time.monotonic() + self._settings.start_seconds
+        while time.monotonic() < deadline:
+            self._leave_if_stopping()
+            status: EngineStatus = engine.status.remote().result(timeout_s=30)
+            if status.state == "failed":
+                raise SettingsError(status.reason)
+            if status.state == "ready":
+                self._check_over_http()
+                return status
+            time.sleep(0.1)
+        raise SettingsError(
+            f"the model was not ready after {self._settings.start_seconds:g} seconds; "
+            f"{self._settings.logs_dir} may say why"
+        )
+
+    def _check_over_http(self) -> None:
+        """That the proxy serves, and not only the replicas."""
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        url = f"http://{host}:{self._settings.port}/readyz"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for _ in range(50):
+            try:
+                opener.open(url, timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise SettingsError(f"the service does not answer on port {self._settings.port}")
+
+    def _watch(self, redis: EmbeddedRedis | None) -> None:
+        """Waits for the end; an embedded Redis that died comes back with its data."""
+        while not self._stopping.wait(_WATCH_SECONDS):
+            if redis is not None and not redis.is_running():
+                self._say("the embedded Redis has died; starting it again")
+                try:
+                    redis.start()
+                except SettingsError as error:
+                    self._say(str(error))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._install_signals()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _install_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping.is_set():
+            self._kill()
+        self._stopping.set()
+        if self._starting:
+            raise _Stop
+
+    def _leave_if_stopping(self) -> None:
+        """Native code may have swallowed what the signal handler raised."""
+        if self._stopping.is_set():
+            raise _Stop
+
+    def _bound_the_end(self) -> None:
+        """After `stop_seconds` nothing is waited for any more."""
+        self._stopping.set()
+        timer = threading.Timer(self._settings.stop_seconds, self._kill)
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self) -> None:
+        self._say("killed")
+        kill_descendants(seconds=1.0)
+        self._settings.redis_url_file.unlink(missing_ok=True)
+        if self._runtime_dir is not None:
+            shutil.rmtree(self._runtime_dir, ignore_errors=True)
+        os._exit(1)
+
+    def _say(self, line: str) -> None:
+        print(f"cogrpo: {line}", file=sys.stderr, flush=True)
