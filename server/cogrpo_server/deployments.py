@@ -95,6 +95,7 @@ _ENGINE = serve.deployment(
     health_check_period_s=10,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.1,
 )(EngineReplica)
 
 _INGRESS = serve.deployment(
@@ -102,6 +103,7 @@ _INGRESS = serve.deployment(
     num_replicas=1,
     max_ongoing_requests=1000,
     graceful_shutdown_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.1,
     ray_actor_options={"num_cpus": 0},
 )(serve.ingress()(Ingress))
 

@@ -1,16 +1,16 @@
 """A local Ray instance for this service alone, with its files in the runtime folder."""
 
+import contextlib
 import logging
 import os
 import secrets
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cogrpo_server.jobs import EngineStatus
 from cogrpo_server.keys import write_private
-from cogrpo_server.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+from cogrpo_server.settings import Settings
 
 LOGICAL_CPUS = 4
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -24,7 +24,8 @@ def start_ray(runtime_dir: Path) -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_BACKEND_LOG_LEVEL="fatal",
+        # Ray's way to say: one machine, loopback addresses. It is not only for those systems.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_worker_niceness="0",  # 15 by default, which starves a service on a busy machine
         RAY_ROTATION_MAX_BYTES=str(2**20),
         RAY_ROTATION_BACKUP_COUNT="1",
@@ -45,12 +46,12 @@ def start_ray(runtime_dir: Path) -> None:
     )
 
 
-def deploy(settings: Settings, redis_url: str) -> "DeploymentHandle":
-    """Starts proxy, ingress and engine on `settings.host` and `port`; gives the engine's handle."""
+def deploy(settings: Settings, redis_url: str) -> None:
+    """Starts the proxy on `settings.host` and `port`, and the application; does not wait for it."""
     import ray
     from ray import serve
 
-    from cogrpo_server.deployments import APP_NAME, ENGINE_NAME, build
+    from cogrpo_server.deployments import APP_NAME, build
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
@@ -59,13 +60,27 @@ def deploy(settings: Settings, redis_url: str) -> "DeploymentHandle":
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    try:
-        serve.run(build(settings, redis_url, on_gpu=on_gpu), name=APP_NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise SettingsError(
-            f"Ray Serve could not start the service; {settings.logs_dir} may say why"
-        ) from error
-    return serve.get_deployment_handle(ENGINE_NAME, app_name=APP_NAME)
+    application = build(settings, redis_url, on_gpu=on_gpu)
+    serve.run_many(
+        [serve.RunTarget(application, name=APP_NAME, route_prefix="/")],
+        wait_for_applications_running=False,
+    )
+
+
+def engine_status() -> EngineStatus:
+    """What the engine says of itself; `loading` while there is none."""
+    from ray import serve
+
+    from cogrpo_server.deployments import APP_NAME, ENGINE_NAME
+
+    application = serve.status().applications.get(APP_NAME)
+    if application is None or application.status in ("NOT_STARTED", "DEPLOYING"):
+        return EngineStatus("loading")
+    if application.status != "RUNNING":
+        return EngineStatus("failed", "Ray Serve could not start the application")
+    handle = serve.get_deployment_handle(ENGINE_NAME, app_name=APP_NAME)
+    status: EngineStatus = handle.status.remote().result(timeout_s=30)
+    return status
 
 
 def stop_ray() -> None:
@@ -74,5 +89,24 @@ def stop_ray() -> None:
     from ray import serve
 
     if ray.is_initialized():
-        serve.shutdown()
-        ray.shutdown()
+        with _quiet():
+            serve.shutdown()
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Native code complains of peers that are gone, which is what stopping is."""
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = [(stream, os.dup(stream)) for stream in (1, 2)]
+    for stream, _ in saved:
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, copy in saved:
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)

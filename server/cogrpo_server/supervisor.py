@@ -3,33 +3,28 @@
 import contextlib
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from cogrpo_server.banner import banner
 from cogrpo_server.keys import ensure_keys, load_keys
 from cogrpo_server.places import check_port, fresh_runtime_dir, locked_data_dir
 from cogrpo_server.processes import adopt_orphans, kill_descendants
-from cogrpo_server.ray_runtime import deploy, start_ray, stop_ray
+from cogrpo_server.ray_runtime import deploy, engine_status, start_ray, stop_ray
 from cogrpo_server.redis_process import EmbeddedRedis, check_redis
 from cogrpo_server.settings import Settings, SettingsError
+from cogrpo_server.stop_signals import StopSignals
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
-
     from cogrpo_server.jobs import EngineStatus
 
 _WATCH_SECONDS = 1.0
 
 
-class _Stop(BaseException):
+class _Stop(Exception):
     """Somebody asked to stop while the service was starting."""
 
 
@@ -38,8 +33,9 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stopping = threading.Event()
-        self._starting = True
+        self._signals = StopSignals(
+            settings.stop_seconds, lambda: self._say("stopping ..."), self._kill
+        )
         self._runtime_dir: Path | None = None
 
     def run(self) -> None:
@@ -52,7 +48,7 @@ class Supervisor:
         check_port(settings.host, settings.port)
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_data_dir(settings.data_dir))
-            stack.enter_context(self._signals())
+            stack.enter_context(self._signals.installed())
             self._runtime_dir = stack.enter_context(fresh_runtime_dir(settings.data_dir))
             adopt_orphans()
             stack.callback(kill_descendants)
@@ -60,14 +56,10 @@ class Supervisor:
                 redis = self._start_redis(stack)
                 self._start_service(stack, redis)
                 self._watch(redis)
-            except BaseException:
-                # Interrupted in Ray's native code, a stop comes out as some other error.
-                if not self._stopping.is_set():
-                    raise
+            except _Stop:
+                pass
             finally:
-                self._starting = False
-                self._say("stopping ...")
-                self._bound_the_end()
+                self._signals.begin_the_end()
         self._say("stopped")
 
     def _start_redis(self, stack: contextlib.ExitStack) -> EmbeddedRedis | None:
@@ -90,24 +82,25 @@ class Supervisor:
         load_keys(keys_file)
         self._say("starting; this takes some seconds ...")
         assert self._runtime_dir is not None
+        self._leave_if_stopping()
         stack.callback(stop_ray)
         start_ray(self._runtime_dir)
-        self._install_signals()  # Ray has put its own in their place
+        self._signals.install()  # Ray has put its own in their place
         self._leave_if_stopping()
         url = redis.url if redis else None
         if settings.redis_url is not None:
             url = settings.redis_url.get_secret_value()
         assert url is not None
-        status = self._wait_until_ready(deploy(settings, url))
-        self._starting = False
+        deploy(settings, url)
+        status = self._wait_until_ready()
         assert status.info is not None
         print(banner(settings, status.info, keys_file), flush=True)
 
-    def _wait_until_ready(self, engine: "DeploymentHandle") -> "EngineStatus":
+    def _wait_until_ready(self) -> "EngineStatus":
         deadline = time.monotonic() + self._settings.start_seconds
         while time.monotonic() < deadline:
             self._leave_if_stopping()
-            status: EngineStatus = engine.status.remote().result(timeout_s=30)
+            status = engine_status()
             if status.state == "failed":
                 raise SettingsError(status.reason)
             if status.state == "ready":
@@ -134,7 +127,7 @@ class Supervisor:
 
     def _watch(self, redis: EmbeddedRedis | None) -> None:
         """Waits for the end; an embedded Redis that died comes back with its data."""
-        while not self._stopping.wait(_WATCH_SECONDS):
+        while not self._signals.stopping.wait(_WATCH_SECONDS):
             if redis is not None and not redis.is_running():
                 self._say("the embedded Redis has died; starting it again")
                 try:
@@ -142,41 +135,12 @@ class Supervisor:
                 except SettingsError as error:
                     self._say(str(error))
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._install_signals()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _install_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping.is_set():
-            self._kill()
-        self._stopping.set()
-        if self._starting:
-            raise _Stop
-
     def _leave_if_stopping(self) -> None:
-        """Native code may have swallowed what the signal handler raised."""
-        if self._stopping.is_set():
+        if self._signals.stopping.is_set():
             raise _Stop
-
-    def _bound_the_end(self) -> None:
-        """After `stop_seconds` nothing is waited for any more."""
-        self._stopping.set()
-        timer = threading.Timer(self._settings.stop_seconds, self._kill)
-        timer.daemon = True
-        timer.start()
 
     def _kill(self) -> None:
-        self._say("killed")
+        """Waits for nothing any more; called in a thread."""
         kill_descendants(seconds=1.0)
         self._settings.redis_url_file.unlink(missing_ok=True)
         if self._runtime_dir is not None:
