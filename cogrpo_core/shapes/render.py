@@ -49,7 +49,7 @@ def sprite(shape: str, color: str, size: str, style: str) -> tuple[Floats, Float
     coverage = coverage_mask(shape, size)
     side = coverage.shape[0]
     base = np.array(COLORS[color], np.float32)
-    paint = np.broadcast_to(base, (side, side, 3)).copy()
+    paint: NDArray[np.floating] = np.broadcast_to(base, (side, side, 3)).copy()
     if style == "cartoon":
         inside = _inside(shape, RADIUS[size])
         depth = ndimage.distance_transform_edt(inside)
@@ -69,7 +69,8 @@ def sprite(shape: str, color: str, size: str, style: str) -> tuple[Floats, Float
 
 def _shrink(mask: Floats) -> Floats:
     side = mask.shape[0] // SUPERSAMPLING
-    return mask.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING).mean(axis=(1, 3))
+    means: Floats = mask.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING).mean(axis=(1, 3))
+    return means
 
 
 def _inside(shape: str, radius: int) -> NDArray[np.bool_]:

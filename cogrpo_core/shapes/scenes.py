@@ -191,6 +191,8 @@ def sample_scene(spec: Spec, rng: np.random.Generator, attempts: int = 2000) -> 
 
 
 def _sample_centre(group: Group, alone: bool, rng: np.random.Generator) -> tuple[int, int]:
+    xs: tuple[int, ...]
+    ys: tuple[int, ...]
     if group.place is not None or alone:
         column, row = PLACES[group.place or "center"]
         xs, ys = THIRDS[column], THIRDS[row]

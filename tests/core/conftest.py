@@ -66,7 +66,7 @@ def _transformer() -> MeissonicTransformer:
     transformer = MeissonicTransformer(config)
     with torch.no_grad():
         for parameter in transformer.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return transformer
 
 

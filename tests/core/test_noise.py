@@ -36,7 +36,8 @@ from cogrpo_core.noise import (
 def test_philox_gives_the_known_answers(counter, key, answer):
     seed = key[0] | key[1] << 32
     seed -= (seed >> 63) << 64  # the same 64 bits as a signed number
-    words = philox_4x32(tuple(torch.tensor(word) for word in counter), torch.tensor(seed))
+    c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
+    words = philox_4x32((c0, c1, c2, c3), torch.tensor(seed))
     assert tuple(int(word) for word in words) == answer
 
 

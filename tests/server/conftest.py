@@ -1,8 +1,9 @@
-"""The application in this process, with a real engine on the tiny checkpoint."""
+"""The application in this process, before a real engine on the tiny checkpoint."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -11,38 +12,46 @@ from fastapi import FastAPI
 
 from cogrpo_server.app import create_app
 from cogrpo_server.engine import Engine
+from cogrpo_server.jobs import EngineStatus
 from cogrpo_server.keys import ensure_keys, load_keys
 from cogrpo_server.settings import Settings
 
 
-async def ready(engine: Engine) -> Engine:
-    """The engine once its model is loaded."""
-    async with asyncio.timeout(30):
-        while (status := await engine.status()).state == "loading":
-            await asyncio.sleep(0.01)
-    assert status.state == "ready", status.reason
-    return engine
+def settled(engine: Engine) -> EngineStatus:
+    """The engine's status once it has loaded its model, or failed to."""
+    deadline = time.monotonic() + 60
+    while (status := asyncio.run(engine.status())).state == "loading":
+        assert time.monotonic() < deadline, "the engine does not load"
+        time.sleep(0.01)
+    return status
 
 
-@pytest.fixture
-def settings(tiny_checkpoint: Path, tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, model=str(tiny_checkpoint))
+@pytest.fixture(scope="session")
+def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        data_dir=tmp_path_factory.mktemp("data"),
+        model=str(tiny_checkpoint),
+        queued_requests=3,
+        images_times_steps=2048,
+    )
 
 
-@pytest.fixture
-async def engine(settings: Settings) -> AsyncIterator[Engine]:
+@pytest.fixture(scope="session")
+def engine(settings: Settings) -> Iterator[Engine]:
+    """One engine for all tests, without a log."""
     engine = Engine(settings, None)
-    yield await ready(engine)
+    assert settled(engine).state == "ready"
+    yield engine
     engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def keys_file(settings: Settings) -> Path:
     ensure_keys(settings.own_keys_file)
     return settings.own_keys_file
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def api_keys(keys_file: Path) -> dict[str, str]:
     """The key of each id."""
     return {entry["id"]: entry["key"] for entry in json.loads(keys_file.read_text())["keys"]}
