@@ -1,6 +1,7 @@
 """Judges what `detect.py` found in a picture against a spec.
 
-Six tasks as GenEval has them, and long prompts as DPG-Bench. Every task asks for a clean picture: all objects named, nothing else, no debris.
+Six tasks as GenEval has them, and long prompts as DPG-Bench. Every task asks for a clean picture:
+all objects named, nothing else, no debris.
 """
 
 from collections import Counter
@@ -20,6 +21,10 @@ TASKS = (
     "position",
     "color_attribution",
 )
+
+
+class TaskError(ValueError):
+    """A task that the checker does not know."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,10 @@ def judge(task: str, spec: Spec, detection: Detection) -> bool:
 
     single_object, two_objects and counting ask for the shapes, each as often as named; colors
     and color_attribution for the shapes with their colors; position for the shapes and the
-    relation of the first to the second. Raises ValueError for an unknown task.
+    relation of the first to the second. Raises `TaskError` for an unknown task.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+        raise TaskError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
     if not detection.clean:
         return False
     if task in ("colors", "color_attribution"):
@@ -117,7 +122,7 @@ def _same(spec: Spec, detection: Detection, *attributes: str) -> bool:
 
 
 def _relation_holds(spec: Spec, detection: Detection) -> bool:
-    """Whether an object of the first group stands so to one of the second (true without relation)."""
+    """Whether an object of the first group stands so to one of the second."""
     if spec.relation is None:
         return True
     first, second = spec.groups[:2]

@@ -1,13 +1,14 @@
-"""Finds the objects of a picture by analysis and synthesis.
+"""Finds the objects of a picture: for each patch of foreground the sprite that explains it best.
 
-Silhouettes are matched first, then rendered sprites are compared with the pixels. What the found
-objects over the background do not explain is debris. `checker.py` judges what is found here.
+What the found objects over the background do not explain is debris. `render.py` draws the sprites,
+`checker.py` judges what is found here.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -22,24 +23,29 @@ from cogrpo_core.shapes.scenes import (
     Object,
 )
 
-BACKGROUND_RADIUS = 30.0  # a pixel this near to the background (RGB distance) belongs to it
+# Distances are Euclidean in RGB, 0 to 441. Two backgrounds differ by 64 or more.
+BACKGROUND_RADIUS = 30.0  # a pixel this near to the background belongs to it
 BACKGROUND_SHARE = 0.4  # of the picture that the background fills at least
-SMALLEST = 12  # pixels of a component that can be an object
-FRAME = 32  # side of the square in which silhouettes are compared
-SLACK = (-1, 0, 1)  # pixels by which a silhouette may be off its component's bounding box
-SEEN_COVERAGE = 0.15  # of a pixel, from which on it stands out from the background
-MIN_IOU = 0.6
-IOU_MARGIN = 0.15  # silhouettes this much worse than the best are still compared by their pixels
-MAX_CANDIDATES = 8
-MAX_ERROR = 26.0  # mean absolute difference of an object's pixels from its sprite, of 255
-SAME_ERROR = 0.5  # sprites this close in error are the same: a black cartoon is a flat black
-RESIDUAL = 55.0  # RGB distance from the expected picture that a plain area may have
+SEEN_COVERAGE = 0.15  # of a pixel by a sprite, from which on it stands out from the background
+SMALLEST, LARGEST = 12, 28  # an object's least pixels, and its greatest width and height
+BOX_SLACK = 4  # pixels by which an object's width and height may be off its sprite's
+SHIFT = 2  # pixels by which an object's lower edge and middle may be off its sprite's
+MAX_ERROR = 45.0  # root mean square of an object's residue, over its sprite's pixels and channels
+SAME_ERROR = 1.0  # looks this close in error are the same: a black cartoon is a flat black
+RESIDUAL = 55.0  # distance from the expected picture that a plain area may have
 EDGE_RESIDUAL = 0.45  # the same beside an edge, as a share of the edge's contrast, in addition
-SPECK = 3  # pixels of unexplained residual, connected, that are forgiven
+SPECK = 3  # pixels of unexplained residue, connected, that are forgiven
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
+Labels = NDArray[np.int32]
+
+EIGHT = np.ones((3, 3), np.int8)  # neighbours of a pixel
+LOOKS = [(style, color) for style in STYLES for color in COLORS]
+
+
+class PictureError(ValueError):
+    """Pixels that the checker cannot take."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +80,39 @@ class _Match:
     styles: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Silhouette:
+    """A shape of a size over a background, in all K looks; colors count from the background's."""
+
+    shape: str
+    size: str
+    area: float  # pixels
+    height: int  # of what stands out
+    width: int
+    bottom: int  # the first row below it
+    middle: int
+    looks: Floats  # [S * S * 3, K]
+    energy: Floats  # [K], sums of the looks' squares
+
+    @property
+    def side(self) -> int:
+        """S."""
+        return 2 * (RADIUS[self.size] + 1)
+
+
 def detect(image: Bytes) -> Detection:
     """Finds background, objects, style and debris of a picture, uint8 [64, 64, 3].
 
-    Raises ValueError for another size or type: scale larger pictures down first.
+    Raises `PictureError` for another size or type: scale larger pictures down first.
     """
     pixels = _as_pixels(image)
     background = _background(pixels)
     if background is None:
         return Detection(None, (), (), IMAGE_SIZE * IMAGE_SIZE)
     tone = np.array(BACKGROUNDS[background], np.float32)
-    foreground = _distance(pixels, tone) > BACKGROUND_RADIUS
-    labels, number = ndimage.label(foreground, np.ones((3, 3)))
-    matches = []
-    for label in range(1, number + 1):
-        match = _recognise(pixels, labels, label, background)
-        if match is not None:
-            matches.append(match)
+    labels, number = ndimage.label(_distance(pixels, tone) > BACKGROUND_RADIUS, EIGHT)
+    found = [_recognise(pixels - tone, labels, label, background) for label in range(1, number + 1)]
+    matches = [match for match in found if match is not None]
     matches.sort(key=lambda match: (match.item.x, match.item.y))
     styles = tuple(s for s in STYLES if matches and all(s in match.styles for match in matches))
     debris = _debris(pixels, tone, matches)
@@ -101,13 +123,14 @@ def _as_pixels(image: Bytes) -> Floats:
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
         wanted = f"uint8 [{IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
         got = f"{image.dtype} {list(image.shape)}"
-        raise ValueError(f"the checker takes {wanted}, not {got}: scale the picture down first")
+        raise PictureError(f"the checker takes {wanted}, not {got}: scale the picture down first")
     return image.astype(np.float32)
 
 
 def _distance(pixels: Floats, other: Floats) -> Floats:
     """RGB distance a pixel, float [H, W]."""
-    return np.sqrt(((pixels - other) ** 2).sum(axis=-1))
+    squares: Floats = ((pixels - other) ** 2).sum(axis=-1)
+    return np.sqrt(squares)
 
 
 def _background(pixels: Floats) -> str | None:
@@ -120,97 +143,74 @@ def _background(pixels: Floats) -> str | None:
     return best if shares[best] >= BACKGROUND_SHARE else None
 
 
-def _recognise(
-    pixels: Floats, labels: NDArray[np.int32], label: int, background: str
-) -> _Match | None:
-    """The object that a component is, None when it is none."""
-    ys, xs = np.nonzero(labels == label)
-    bottom, middle = int(ys.max()), int(xs.min() + xs.max() + 1) // 2
-    fits = max(np.ptp(xs), np.ptp(ys)) < FRAME - 4
-    if len(ys) < SMALLEST or not fits:
-        return None
-    frame = np.zeros((FRAME, FRAME), np.float32)
-    frame[ys - bottom + FRAME - 3, xs - middle + FRAME // 2] = 1
-    templates = _templates()
-    shared = templates.masks @ frame.ravel()
-    overlap = shared / (templates.areas + len(ys) - shared)
-    floor = max(MIN_IOU, float(overlap.max()) - IOU_MARGIN)
-    order = np.argsort(-overlap)[:MAX_CANDIDATES]
-    best: _Match | None = None
-    lowest = MAX_ERROR
-    for index in order[overlap[order] >= floor]:
-        shape, size, dy, dx = templates.entries[index]
-        y, x = bottom + dy, middle + dx
-        half = RADIUS[size] + 1
-        if not (half <= y <= IMAGE_SIZE - half and half <= x <= IMAGE_SIZE - half):
-            continue
-        box = (slice(y - half, y + half), slice(x - half, x + half))
-        own = (labels[box] == 0) | (labels[box] == label)
-        errors = _errors(pixels[box], own, shape, size, background)
-        error = float(errors.min())
-        if error < lowest:
-            lowest = error
-            styles, colors = np.nonzero(errors <= error + SAME_ERROR)
-            color = list(COLORS)[int(np.unravel_index(errors.argmin(), errors.shape)[1])]
-            same = [
-                STYLES[s] for s, c in zip(styles, colors, strict=True) if list(COLORS)[c] == color
-            ]
-            best = _Match(Object(shape, color, size, x, y), tuple(same))
-    return best
+def _recognise(relief: Floats, labels: Labels, label: int, background: str) -> _Match | None:
+    """The object that a component is: the sprite that leaves the least residue, None if too much.
 
-
-@dataclass(frozen=True)
-class _Templates:
-    masks: Floats  # [K, FRAME * FRAME], binary silhouettes: bottom on row FRAME - 3, centred
-    areas: Floats  # [K]
-    entries: list[
-        tuple[str, str, int, int]
-    ]  # shape, size, sprite centre from the bottom and middle
-
-
-@cache
-def _templates() -> _Templates:
-    """Every silhouette, shifted by up to a pixel each way."""
-    masks, entries = [], []
-    for shape in SHAPES:
-        for size in RADIUS:
-            inside = coverage_mask(shape, size) > SEEN_COVERAGE
-            ys, xs = np.nonzero(inside)
-            bottom, middle = int(ys.max()), int(xs.min() + xs.max() + 1) // 2
-            half = inside.shape[0] // 2
-            for dy in SLACK:
-                for dx in SLACK:
-                    frame = np.zeros((FRAME, FRAME), np.float32)
-                    frame[ys - bottom + FRAME - 3 + dy, xs - middle + FRAME // 2 + dx] = 1
-                    masks.append(frame.ravel())
-                    entries.append((shape, size, half - bottom + dy, half - middle + dx))
-    stacked = np.stack(masks)
-    return _Templates(stacked, stacked.sum(axis=1), entries)
-
-
-def _errors(crop: Floats, own: Bools, shape: str, size: str, background: str) -> Floats:
-    """Mean absolute difference of a crop from the sprites of all looks, float [styles, colors].
-
-    The mean is over the pixels of the object and of a rim around it; `own` leaves out those of
-    other objects.
+    `relief` [H, W, 3] counts from the background. Over all sprites and places, the residue
+    sum (relief - sprite)^2 is least where sum sprite^2 - 2 sum sprite relief is.
     """
-    looks, weight = _looks(shape, size, background)
-    weight = weight * own
-    differences = np.abs(looks - crop).mean(axis=-1)
-    return np.tensordot(differences, weight, 2) / max(float(weight.sum()), 1.0)
+    ys, xs = np.nonzero(labels == label)
+    top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+    height, width = bottom - top, right - left
+    if len(ys) < SMALLEST or max(height, width) > LARGEST:
+        return None
+    pad = LARGEST + SHIFT
+    alone = np.where(((labels == label) | (labels == 0))[..., None], relief, 0)
+    alone = np.pad(alone, ((pad, pad), (pad, pad), (0, 0)))
+    least = np.inf
+    best: tuple[_Silhouette, int, int, Floats] | None = None
+    for kind in _silhouettes(background):
+        if max(abs(kind.height - height), abs(kind.width - width)) > BOX_SLACK:
+            continue
+        y = bottom - kind.bottom - SHIFT
+        x = (left + right) // 2 - kind.middle - SHIFT
+        reach = kind.side + 2 * SHIFT
+        window = alone[y + pad : y + pad + reach, x + pad : x + pad + reach]
+        places = sliding_window_view(window, (kind.side, kind.side, 3)).reshape(-1, len(kind.looks))
+        gains = kind.energy - 2 * (places @ kind.looks)  # [places, K]
+        if gains.min() < least:
+            least = float(gains.min())
+            dy, dx = divmod(int(gains.min(axis=1).argmin()), 2 * SHIFT + 1)
+            best = (kind, int(y) + dy, int(x) + dx, gains.min(axis=0))
+    if best is None:
+        return None
+    kind, y, x, gains = best
+    border = slice(pad + min(y, top) - SHIFT, pad + max(y + kind.side, bottom) + SHIFT)
+    across = slice(pad + min(x, left) - SHIFT, pad + max(x + kind.side, right) + SHIFT)
+    total = float((alone[border, across] ** 2).sum())
+    errors = np.sqrt(np.maximum(total + gains, 0) / (3 * kind.area))
+    if errors.min() > MAX_ERROR:
+        return None
+    color = LOOKS[int(errors.argmin())][1]
+    same = zip(LOOKS, errors <= errors.min() + SAME_ERROR, strict=True)
+    styles = tuple(style for (style, other), fits in same if fits and other == color)
+    half = kind.side // 2
+    return _Match(Object(kind.shape, color, kind.size, x + half, y + half), styles)
 
 
 @cache
-def _looks(shape: str, size: str, background: str) -> tuple[Floats, Floats]:
-    """An object over the background in all looks [styles, colors, S, S, 3], and its place [S, S]."""
+def _silhouettes(background: str) -> tuple[_Silhouette, ...]:
+    """Every shape in every size."""
+    return tuple(_silhouette(s, size, background) for s in SHAPES for size in RADIUS)
+
+
+def _silhouette(shape: str, size: str, background: str) -> _Silhouette:
     coverage = coverage_mask(shape, size)
+    ys, xs = np.nonzero(coverage > SEEN_COVERAGE)
+    paints = np.stack([sprite(shape, color, size, style)[1] for style, color in LOOKS])
     tone = np.array(BACKGROUNDS[background], np.float32)
-    paints = np.stack(
-        [[sprite(shape, color, size, style)[1] for color in COLORS] for style in STYLES]
+    looks = (coverage[..., None] * (paints - tone)).reshape(len(LOOKS), -1).astype(np.float32)
+    return _Silhouette(
+        shape,
+        size,
+        area=float(coverage.sum()),
+        height=int(np.ptp(ys)) + 1,
+        width=int(np.ptp(xs)) + 1,
+        bottom=int(ys.max()) + 1,
+        middle=int(xs.min() + xs.max() + 1) // 2,
+        looks=np.ascontiguousarray(looks.T),
+        energy=(looks**2).sum(axis=1),
     )
-    looks = tone + coverage[..., None] * (paints - tone)
-    near = ndimage.binary_dilation(coverage > 0, np.ones((3, 3)))
-    return looks.astype(np.float32), near.astype(np.float32)
 
 
 def _debris(pixels: Floats, tone: Floats, matches: list[_Match]) -> int:
@@ -222,6 +222,6 @@ def _debris(pixels: Floats, tone: Floats, matches: list[_Match]) -> int:
     high = ndimage.maximum_filter(expected, (3, 3, 1))
     low = ndimage.minimum_filter(expected, (3, 3, 1))
     tolerance = RESIDUAL + EDGE_RESIDUAL * _distance(high, low)
-    labels, _ = ndimage.label(_distance(pixels, expected) > tolerance, np.ones((3, 3)))
+    labels, _ = ndimage.label(_distance(pixels, expected) > tolerance, EIGHT)
     areas = np.bincount(labels.ravel())[1:]
     return int(areas[areas > SPECK].sum())

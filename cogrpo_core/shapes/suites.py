@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogrpo_core.shapes.captions import caption
-from cogrpo_core.shapes.checker import TASKS, judge, long_score
+from cogrpo_core.shapes.checker import TASKS, TaskError, judge, long_score
 from cogrpo_core.shapes.detect import Bytes, detect
 from cogrpo_core.shapes.render import render
 from cogrpo_core.shapes.scenes import (
@@ -35,6 +35,10 @@ MAX_REPEATS = 2_000  # draws without a new prompt after which a prompt may come 
 Truth = tuple[Spec, Bytes]
 
 
+class SuiteError(ValueError):
+    """A suite that does not exist, or cannot be that small."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt of a suite: the task it belongs to, what it says, and its words."""
@@ -48,18 +52,23 @@ def suite(name: str, n: int = PROMPTS_PER_TASK) -> list[Prompt]:
     """The suite's prompts, `n` a task, task after task.
 
     Always the same, and those of a smaller `n` are the first of a larger one. Prompts of a task are
-    distinct as far as the held-out split has enough of them. Raises ValueError for an unknown suite
-    or n < 1.
+    distinct as far as the held-out split has enough of them. Raises `SuiteError` for an unknown
+    suite or n < 1.
     """
     if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}: choose one of {', '.join(SUITES)}")
+        raise SuiteError(f"unknown suite {name!r}: choose one of {', '.join(SUITES)}")
     if n < 1:
-        raise ValueError(f"{n} prompts a task: at least 1 is needed")
+        raise SuiteError(f"{n} prompts a task: at least 1 is needed")
     return [prompt for task in SUITES[name] for prompt in _prompts(task, n)]
 
 
 def task_spec(task: str, rng: np.random.Generator) -> Spec:
-    """A random spec for a task (one of `TASKS` or "long"), held out or not."""
+    """A random spec for a task (one of `TASKS` or "long"), held out or not.
+
+    Raises `TaskError` for another task.
+    """
+    if task not in _SAMPLERS:
+        raise TaskError(f"unknown task {task!r}: choose one of {', '.join(_SAMPLERS)}")
     return _SAMPLERS[task](rng)
 
 
