@@ -8,6 +8,11 @@ import secrets
 from typing import NoReturn
 from urllib.parse import quote
 
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
 from cogrpo_client.types import (
     MAX_SEED,
     FieldError,
@@ -18,11 +23,6 @@ from cogrpo_client.types import (
     Readiness,
     Schedule,
 )
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
 from cogrpo_server.body import read_generate_request
 from cogrpo_server.idempotency import KeyReused, Replays
 from cogrpo_server.jobs import Backend, Job, Made, Refused

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from cogrpo_client.types import Info
-
 from cogrpo_server.settings import Settings
 
 PROMPT = "a red circle left of a blue square"

@@ -3,11 +3,11 @@
 import json
 from typing import Any, NoReturn
 
-from cogrpo_client.types import FieldError, GenerateRequest
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cogrpo_client.types import FieldError, GenerateRequest
 from cogrpo_server.problems import MAX_FIELD_ERRORS, ApiError
 from cogrpo_server.settings import BODY_BYTES
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cogrpo_client.types import Attribution, Info
-
 from cogrpo_core.exchange.trajectory_log import Event, TrajectoryWriter
 from cogrpo_server.jobs import EngineStatus, Job, Made, Picture, Refused
 from cogrpo_server.loading import LoadError, describe, load_pipeline

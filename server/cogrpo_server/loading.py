@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogrpo_client.types import Info, Limits, ModelInfo
-
 from cogrpo_server.settings import BODY_BYTES, Settings
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from cogrpo_client.types import GenerateRequest, Problem
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from cogrpo_client.types import GenerateRequest, Problem
 from cogrpo_server.problems import MEDIA_TYPE
 
 _REFERENCE = "#/components/schemas/{model}"

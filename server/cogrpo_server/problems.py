@@ -5,9 +5,10 @@ A problem never carries the input's value, an exception's text or a path.
 
 from http import HTTPStatus
 
-from cogrpo_client.types import FieldError, Problem
 from fastapi import Request
 from fastapi.responses import Response
+
+from cogrpo_client.types import FieldError, Problem
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
