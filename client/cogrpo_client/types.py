@@ -5,7 +5,6 @@ The SDK parses responses with these models, the server validates requests with t
 
 import base64
 import io
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -112,19 +111,18 @@ class GenerateRequest(_Strict):
     def _known_schedule(cls, schedule: str | Schedule | None) -> str | Schedule | None:
         return _check_schedule_name(schedule) if isinstance(schedule, str) else schedule
 
-    @field_validator("guidance_scale")
+    @field_validator("size")
     @classmethod
-    def _finite(cls, scale: float | None) -> float | None:
-        assert scale is None or math.isfinite(scale)
-        return scale
+    def _readable_size(cls, size: str | None) -> str | None:
+        if size is not None and not _SIZE.fullmatch(size):
+            raise ValueError("write WIDTHxHEIGHT in pixels, as in 64x64")
+        return size
 
     @model_validator(mode="after")
     def _one_way_to_give_the_size(self) -> "GenerateRequest":
         if self.size is not None:
             if self.height is not None or self.width is not None:
                 raise ValueError("give either size or height and width")
-            if not _SIZE.fullmatch(self.size):
-                raise ValueError("size is WIDTHxHEIGHT in pixels, as in 64x64")
         elif (self.height is None) != (self.width is None):
             raise ValueError("height and width go together")
         return self

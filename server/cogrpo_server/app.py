@@ -51,7 +51,10 @@ def create_app(backend: Backend, keys: KeyRing) -> FastAPI:
         if representation == "png" and wanted.n != 1:
             _raise_invalid("/n", f"Accept: {PNG} gives one picture; ask for JSON or for n = 1")
         job = _job(wanted, request_id_of(request))
-        made = await _run(backend, replays, request, job, hashlib.sha256(body).digest())
+        outcome = await _run(backend, replays, request, job, hashlib.sha256(body).digest())
+        if isinstance(outcome, Refused):
+            _raise_refused(outcome, wanted)
+        made = outcome
         if representation == "png":
             return _png_response(made)
         return _json_response(made, job.request_id)
@@ -104,8 +107,8 @@ def _job(wanted: GenerateRequest, request_id: str) -> Job:
 
 async def _run(
     backend: Backend, replays: Replays, request: Request, job: Job, digest: bytes
-) -> Made:
-    """The pictures of a job, made once for each Idempotency-Key. Raises `ApiError`."""
+) -> Made | Refused:
+    """What became of a job, run once for each Idempotency-Key. Raises `ApiError`."""
     key = request.headers.get("idempotency-key")
     if key is None:
         outcome = await backend.generate(job)
@@ -121,14 +124,13 @@ async def _run(
             raise ApiError(
                 422, "idempotency_key_reused", "This Idempotency-Key came with another body before."
             ) from None
-    if isinstance(outcome, Refused):
-        _raise_refused(outcome)
     return outcome
 
 
-def _raise_refused(refused: Refused) -> NoReturn:
+def _raise_refused(refused: Refused, wanted: GenerateRequest) -> NoReturn:
     if refused.code == "invalid":
-        _raise_invalid(refused.pointer, refused.message)
+        by_size = wanted.size is not None and refused.pointer in ("/height", "/width")
+        _raise_invalid("/size" if by_size else refused.pointer, refused.message)
     raise ApiError(
         _STATUS[refused.code], refused.code, refused.message, retry_after=refused.retry_after
     )

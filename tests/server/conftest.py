@@ -32,7 +32,7 @@ def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         data_dir=tmp_path_factory.mktemp("data"),
         model=str(tiny_checkpoint),
         queued_requests=3,
-        images_times_steps=2048,
+        images_times_steps=256,
     )
 
 
