@@ -3,6 +3,8 @@
 Text tokens all have the position (0, 0, 0), for which the rotation is the identity.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,16 @@ def rope_table(
         angles.append(positions[:, axis, None] * THETA**-exponents)
     angle = torch.cat(angles, dim=-1)
     return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+@lru_cache(maxsize=32)
+def cached_rope_table(
+    axes_dims: tuple[int, int, int], text_length: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    """The same table, computed once a shape and device."""
+    # A table made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return rope_table(axes_dims, text_length, height, width, device)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

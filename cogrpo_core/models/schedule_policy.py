@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cogrpo_core.models.config import FolderConfig, Size
-from cogrpo_core.models.layers import TwoLayer, sinusoids
+from cogrpo_core.models.layers import Sinusoids, TwoLayer
 from cogrpo_core.models.weights import load_module, read_config, save_module
 
 ACTIONS = 4
@@ -80,6 +80,7 @@ class SchedulePolicy(nn.Module):
         super().__init__()
         self.config = config
         hidden, pooled, time = config.hidden_dim, config.pooled_dim, config.time_dim
+        self.sinusoids = Sinusoids(SINUSOID_DIM)
         self.time_embed = TwoLayer(SINUSOID_DIM, time)
         self.project = nn.Linear(config.feature_dim, hidden)
         self.norm = AdaLayerNorm(hidden, time)
@@ -102,7 +103,7 @@ class SchedulePolicy(nn.Module):
         if time.shape != features.shape[:1]:
             raise ValueError(f"time is {tuple(time.shape)}, not ({features.shape[0]},)")
         with torch.autocast(features.device.type, enabled=False):
-            emb = F.silu(self.time_embed(sinusoids(time.float() * TIME_SCALE, SINUSOID_DIM)))
+            emb = F.silu(self.time_embed(self.sinusoids(time.float() * TIME_SCALE)))
             x = self.norm(self.project(features.float().movedim(1, -1)), emb)
             x = F.gelu(self.depthwise(x.movedim(-1, 1))).movedim(1, -1)
             x = F.gelu(self.pointwise(x)).flatten(1, 2)

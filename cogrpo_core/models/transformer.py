@@ -23,18 +23,17 @@ from cogrpo_core.models.layers import (
     PointwiseConv,
     RMSNorm,
     SingleStreamBlock,
+    Sinusoids,
     TwoLayer,
     TwoStreamBlock,
     Upsample,
-    sinusoids,
 )
-from cogrpo_core.models.rope import rope_table
+from cogrpo_core.models.rope import cached_rope_table, rope_table
 from cogrpo_core.models.weights import load_module, read_config, save_module
 
 SINUSOID_DIM = 256
 MICRO_CONDITIONS = 5
 TIME_SCALE = 1000.0
-MAX_ROPE_TABLES = 32
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -121,6 +120,7 @@ class MeissonicTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, head_dim = config.dim, config.attention_head_dim
+        self.sinusoids = Sinusoids(SINUSOID_DIM)
         self.time_text_embed = nn.ModuleDict(
             {"timestep_embedder": TwoLayer(SINUSOID_DIM, dim), "text_embedder": TwoLayer(dim, dim)}
         )
@@ -143,7 +143,6 @@ class MeissonicTransformer(nn.Module):
         self.project_from_hidden_norm = RMSNorm(dim)
         self.project_from_hidden = nn.Linear(dim, dim, bias=False)
         self.mlm_layer = Head(dim, config.codebook_size)
-        self._rope_tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._initialise()
 
     @torch.no_grad()
@@ -177,15 +176,28 @@ class MeissonicTransformer(nn.Module):
         text = self.encoder_proj_layer_norm(
             self.context_embedder(encoder_hidden_states.to(weight.dtype))
         )
-        micro = sinusoids(micro_conds, SINUSOID_DIM).flatten(1)
+        micro = self.sinusoids(micro_conds).flatten(1)
         both = torch.cat([pooled_projections.to(weight.dtype), micro.to(weight.dtype)], dim=-1)
         pooled = self.time_text_embed["text_embedder"](self.cond_embed(both))
         return Conditioning(text=text, pooled=pooled)
 
-    def states(self, token_ids: Tensor, timestep: Tensor, conditioning: Conditioning) -> States:
+    def rope(self, text_length: int, height: int, width: int) -> Tensor:
+        """The rotation table for L text positions and the token grid H x W, made once a shape."""
+        if self.config.downsample:
+            height, width = height // 2, width // 2
+        return self._rope(text_length, height, width, self.project_to_hidden.weight.device)
+
+    def states(
+        self,
+        token_ids: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        rope: Tensor | None = None,
+    ) -> States:
         """One step's states for token_ids [B, H, W] and timestep [B] (steps remaining, T-1 ... 0).
 
-        Raises ValueError when the grid or the batch does not fit.
+        `rope` is `self.rope(...)` of the shape: giving it keeps its computation out of a compiled
+        graph; eager mode remembers it anyway. Raises ValueError when grid or batch do not fit.
         """
         config = self.config
         self._check_step(token_ids, timestep, conditioning)
@@ -197,9 +209,10 @@ class MeissonicTransformer(nn.Module):
         height, width = x.shape[1:3]
         image = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(1, 2))).to(dtype)
         text = conditioning.text.to(dtype)
-        time = sinusoids(timestep.float() * TIME_SCALE, SINUSOID_DIM).to(dtype)
+        time = self.sinusoids(timestep.float() * TIME_SCALE).to(dtype)
         emb = F.silu(self.time_text_embed["timestep_embedder"](time) + conditioning.pooled)
-        rope = self._rope(text.shape[1], height, width, token_ids.device)
+        if rope is None:
+            rope = self._rope(text.shape[1], height, width, token_ids.device)
         for block in self.transformer_blocks:
             image, text = block(image, text, emb, rope)
         both = torch.cat([text, image], dim=1)
@@ -254,17 +267,8 @@ class MeissonicTransformer(nn.Module):
         save_module(self, Path(folder) / WEIGHTS_FILE, config=values, dtype=dtype)
 
     def _rope(self, text_length: int, height: int, width: int, device: torch.device) -> Tensor:
-        axes = self.config.axes_dims_rope
-        if torch.compiler.is_compiling():
-            return rope_table(axes, text_length, height, width, device)
-        key = (text_length, height, width, device)
-        if key not in self._rope_tables:
-            if len(self._rope_tables) >= MAX_ROPE_TABLES:
-                self._rope_tables.clear()
-            # A table made in inference mode could not be used in training later.
-            with torch.inference_mode(False):
-                self._rope_tables[key] = rope_table(axes, *key)
-        return self._rope_tables[key]
+        make = rope_table if torch.compiler.is_compiling() else cached_rope_table
+        return make(self.config.axes_dims_rope, text_length, height, width, device)
 
     def _check_conditions(self, text: Tensor, pooled: Tensor, micro: Tensor) -> None:
         config = self.config

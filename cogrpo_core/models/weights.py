@@ -176,6 +176,7 @@ def load_module(
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     tensors = read_weights(path, expected, dtype=dtype, device=device, ignored=ignored)
     module.load_state_dict(tensors, strict=True, assign=True)
+    module.to(device)  # the tensors are there already, buffers that no file stores may not be
 
 
 def save_module(
