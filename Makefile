@@ -67,8 +67,10 @@ format: $(STAMP)
 	@$(PY) -m ruff format
 	@$(PY) -m ruff check --fix
 
+# With the allocator settings that the service gives its engine.
 bench: $(STAMP)
-	@$(PY) -m cogrpo_trainer.benchmarks.step $(ARGS)
+	@MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
+	$(PY) -m cogrpo_trainer.benchmarks.step $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
