@@ -1,6 +1,7 @@
 """What a picture of the world contains: `Spec` is what a caption says, `Scene` one picture of it.
 
-`captions.py` puts a spec into words, `render.py` draws a scene, `checker.py` judges pixels. What a caption does not name has a default: black, medium, white background, flat style.
+`captions.py` puts a spec into words, `render.py` draws a scene, `checker.py` judges pixels.
+What a caption does not name has a default: black, medium, white background, flat style.
 """
 
 import hashlib

@@ -1,0 +1,81 @@
+"""The best constants of the `meissonic` schedule: guidance scale and starting re-mask temperature.
+
+Chosen by search on prompts that training may see; held-out prompts stay untouched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_core.shapes.captions import caption
+from cogrpo_core.shapes.scenes import held_out
+from cogrpo_core.shapes.checker import TASKS
+from cogrpo_core.shapes.suites import Prompt, task_spec
+from cogrpo_trainer.evaluate import run_suite, summarize, with_remask_temperature
+
+GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
+REMASK_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+PROMPTS_PER_TASK = 20
+SEED = 20_000
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a request gets that names no schedule."""
+
+    guidance_scale: float
+    remask_temperature: float
+
+
+def practice_prompts(n: int) -> list[Prompt]:
+    """`n` prompts of each of the six tasks, none of them held out."""
+    rng = np.random.default_rng(SEED)
+    prompts: list[Prompt] = []
+    for task in TASKS:
+        wanted = len(prompts) + n
+        while len(prompts) < wanted:
+            spec = task_spec(task, rng)
+            if not held_out(spec):
+                prompts.append(Prompt(task, spec, caption(spec)))
+    return prompts
+
+
+def score_constants(
+    pipe: CoGRPOPipeline, constants: Constants, steps: int, prompts: list[Prompt]
+) -> float:
+    """The checker's mean score over the tasks, one picture a prompt."""
+    tried = with_remask_temperature(pipe, constants.remask_temperature)
+
+    def generate(texts: list[str], seeds: list[int]) -> list[Image.Image]:
+        scale = constants.guidance_scale
+        return tried(texts, num_inference_steps=steps, guidance_scale=scale, seed=seeds).images
+
+    _, overall = summarize(run_suite(prompts, generate, seed=SEED))
+    return overall.score
+
+
+def best_constants(
+    pipe: CoGRPOPipeline, steps: int, report: Callable[[int, int, dict[str, float]], None]
+) -> Constants:
+    """The pair with the highest score; guidance is searched first, then the temperature at it."""
+    prompts = practice_prompts(PROMPTS_PER_TASK)
+    rounds = len(GUIDANCE_SCALES) + len(REMASK_TEMPERATURES)
+    scores: dict[Constants, float] = {}
+
+    def best(candidates: list[Constants]) -> Constants:
+        for constants in candidates:
+            if constants not in scores:
+                scores[constants] = score_constants(pipe, constants, steps, prompts)
+            values = {
+                "guidance_scale": constants.guidance_scale,
+                "remask_temperature": constants.remask_temperature,
+                "score": scores[constants],
+            }
+            report(min(len(scores), rounds), rounds, values)
+        return max(candidates, key=lambda constants: scores[constants])
+
+    first = best([Constants(scale, 2.0) for scale in GUIDANCE_SCALES])
+    return best([Constants(first.guidance_scale, value) for value in REMASK_TEMPERATURES])
