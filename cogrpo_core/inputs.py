@@ -111,14 +111,14 @@ def seeds(seed: object, count: int) -> list[int]:
 def size(
     height: object, width: object, allowed: Sequence[tuple[int, int]], token: int
 ) -> tuple[int, int]:
-    """(height, width) in pixels, one of the sizes that the checkpoint names; `token` is a token's."""
+    """(height, width), one of the sizes that the checkpoint names; a token is `token` pixels."""
     for rows, columns in allowed:
         if (rows, columns) == (height, width):
             if (rows // token) * (columns // token) > MAX_TOKENS:
                 raise PipelineInputError("height", f"that is more than {MAX_TOKENS} tokens")
             return rows, columns
     known = ", ".join(f"{rows}x{columns}" for rows, columns in allowed)
-    field = "width" if height in {rows for rows, _ in allowed} else "height"
+    field = "width" if any(height == rows for rows, _ in allowed) else "height"
     raise PipelineInputError(
         field, f"the model cannot make that size; height x width may be {known}"
     )

@@ -1,7 +1,7 @@
 """`CoGRPOPipeline`: prompts in, pictures and their trajectories out.
 
 It checks what is asked (inputs.py), turns it into jobs, one an image, runs the denoising loop
-(denoise.py) over them and decodes the tokens (images.py). The engine uses its parts.
+(denoise.py) over them and decodes the tokens (images.py).
 
 Shape letters: B images, N image tokens, T steps.
 """
@@ -15,12 +15,12 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from cogrpo_core import inputs
-from cogrpo_core.denoise import SAMPLER_VERSION, Samples, denoise, start_samples
+from cogrpo_core.denoise import SAMPLER_VERSION, denoise, start_samples
 from cogrpo_core.images import decode_tokens
 from cogrpo_core.inputs import MAX_IMAGES, PipelineInputError
+from cogrpo_core.jobs import ActionLog, Job, NonFiniteError, Origin, record
 from cogrpo_core.models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from cogrpo_core.models.schedule_policy import SchedulePolicy
 from cogrpo_core.models.transformer import Conditioning
@@ -35,30 +35,20 @@ from cogrpo_core.schedule import (
 )
 from cogrpo_core.trajectory import MAX_CODES, Trajectory
 
+__all__ = [
+    "CoGRPOPipeline",
+    "Job",
+    "NonFiniteError",
+    "PipelineInputError",
+    "PipelineOutput",
+    "StepCallback",
+    "Verification",
+]
+
 AESTHETIC_SCORE = 6.0
 """The micro-condition that the base model was trained with for good pictures."""
 
 StepCallback = Callable[["CoGRPOPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
-
-
-class NonFiniteError(ValueError):
-    """The model gave infinite or undefined values, so its picture would mean nothing."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to be made, all of its inputs checked."""
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    height: int
-    width: int
-    schedule: Schedule
-    learned: bool = False
-    """The checkpoint's scheduling policy moves the schedule's actions."""
-    explore: bool = False
-    """The policy's actions are drawn and not its mean."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +236,10 @@ class CoGRPOPipeline:
             samples_per_pass=self.samples_per_pass,
         )
         longest = max(job.schedule.num_steps for job in jobs)
-        actions: list[tuple[Tensor, Tensor, Tensor]] = []
+        log = ActionLog()
         for step, turn in enumerate(turns):
             samples = turn.samples
-            actions.append((turn.actions_B4, turn.raw_actions_B4, turn.action_logprob_B))
+            log.append(turn)
             if callback_on_step_end is not None:
                 state = {
                     "tokens": samples.tokens_BN,
@@ -257,63 +247,14 @@ class CoGRPOPipeline:
                     "actions": turn.actions_B4,
                 }
                 callback_on_step_end(self, step, longest - 1 - step, state)
-        actions_BT4, raw_BT4, logprob_BT = (torch.stack(column, dim=1) for column in zip(*actions))
-        return self._record(jobs, samples, actions_BT4, raw_BT4, logprob_BT, started_ms)
-
-    def _record(
-        self,
-        jobs: Sequence[Job],
-        samples: Samples,
-        actions_BT4: Tensor,
-        raw_BT4: Tensor,
-        logprob_BT: Tensor,
-        created_at_ms: int,
-    ) -> list[Trajectory]:
-        """The trajectories of finished samples, each cut to its own T."""
-        if not (samples.token_logprob_BN.isfinite().all() and raw_BT4.isfinite().all()):
-            raise NonFiniteError(
-                f"{self.model_name} gave values that are not finite; its weights are damaged "
-                "or the type they run in is too narrow"
-            )
-        tokens, fill_step, token_logprob, actions, raw_actions, action_logprob = (
-            column.cpu().numpy()
-            for column in (
-                samples.tokens_BN,
-                samples.fill_step_BN,
-                samples.token_logprob_BN,
-                actions_BT4,
-                raw_BT4,
-                logprob_BT,
-            )
+        return record(
+            jobs,
+            samples,
+            log,
+            grid=grid,
+            origin=Origin(self.model_name, self.checkpoint.fingerprint, self.policy_version),
+            created_at_ms=started_ms,
         )
-        trajectories = []
-        for i, job in enumerate(jobs):
-            steps = job.schedule.num_steps
-            grid_height, grid_width = self._grid(job)
-            trajectories.append(
-                Trajectory(
-                    prompt=job.prompt,
-                    negative_prompt=job.negative_prompt,
-                    seed=job.seed,
-                    height=job.height,
-                    width=job.width,
-                    grid_height=grid_height,
-                    grid_width=grid_width,
-                    schedule=LEARNED if job.learned else job.schedule.name,
-                    model=self.model_name,
-                    fingerprint=self.checkpoint.fingerprint,
-                    policy_version=self.policy_version,
-                    sampler_version=SAMPLER_VERSION,
-                    created_at_ms=created_at_ms,
-                    tokens=tokens[i],
-                    fill_step=fill_step[i],
-                    token_logprob=token_logprob[i],
-                    actions=actions[i, :steps],
-                    raw_actions=raw_actions[i, :steps] if job.learned else None,
-                    action_logprob=action_logprob[i, :steps],
-                )
-            )
-        return trajectories
 
     @torch.no_grad()
     def condition(self, jobs: Sequence[Job]) -> tuple[Conditioning, Conditioning]:

@@ -33,7 +33,7 @@ def test_pictures_and_a_line_for_each(generate, tmp_path):
     ]
     with Image.open(tmp_path / "a-red-circle-8.png") as picture:
         assert picture.size == (32, 32)
-        assert picture.text["seed"] == "8"
+        assert picture.info["seed"] == "8"
 
 
 def test_json_and_the_other_options(generate, tmp_path):
@@ -51,7 +51,7 @@ def test_json_and_the_other_options(generate, tmp_path):
     }
     with Image.open(tmp_path / "picture-1.png") as picture:
         assert picture.size == (24, 16)
-        assert picture.text["negative_prompt"] == "x"
+        assert picture.info["negative_prompt"] == "x"
 
 
 @pytest.mark.parametrize(

@@ -274,8 +274,8 @@ def test_a_png_says_what_made_it(pipe):
     output = pipe("a café \N{ARTIST PALETTE}", seed=1)
     png = Image.open(io.BytesIO(png_bytes(output.images[0], output.trajectories[0], scale_up=3)))
     assert png.size == (48, 48)
-    assert png.text["prompt"] == "a café \N{ARTIST PALETTE}"
-    assert {key: png.text[key] for key in ("seed", "steps", "schedule", "model")} == {
+    assert png.info["prompt"] == "a café \N{ARTIST PALETTE}"
+    assert {key: png.info[key] for key in ("seed", "steps", "schedule", "model")} == {
         "seed": "1",
         "steps": "6",
         "schedule": "meissonic",
