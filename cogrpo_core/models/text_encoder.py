@@ -141,11 +141,11 @@ class TextEncoder(nn.Module):
             raise CheckpointError(
                 f"{path / 'config.json'}: no CLIP text model can be made ({one_line(error)})"
             ) from None
-        load_module(model, path / WEIGHTS_FILE, dtype=dtype, device=device, ignored=OLD_KEYS)
         # The one buffer that no checkpoint stores.
-        positions = torch.arange(config.max_position_embeddings, device=device).unsqueeze(0)
+        positions = torch.arange(config.max_position_embeddings).unsqueeze(0)
         embeddings = model.text_model.embeddings
         embeddings.register_buffer("position_ids", positions, persistent=False)
+        load_module(model, path / WEIGHTS_FILE, dtype=dtype, device=device, ignored=OLD_KEYS)
         tokenizer = _read_tokenizer(Path(folder) / "tokenizer", config)
         return cls(model, tokenizer).eval()
 
