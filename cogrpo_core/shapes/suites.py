@@ -30,7 +30,7 @@ LONG = "long"
 SUITES: dict[str, tuple[str, ...]] = {"geneval-shapes": TASKS, "long-shapes": (LONG,)}
 PROMPTS_PER_TASK = 60
 SUITE_SEED = 20_250
-MAX_REPEATS = 2_000  # draws without a new prompt after which a prompt may come twice
+MAX_REPEATS = 2_000  # draws of known prompts after which a prompt may come twice
 
 Truth = tuple[Spec, Bytes]
 
@@ -115,10 +115,10 @@ def _prompts(task: str, n: int) -> list[Prompt]:
         text = caption(spec)
         if not held_out(spec):
             continue
-        if text in texts and repeats < MAX_REPEATS:
+        if text in texts:
             repeats += 1
-            continue
-        repeats = 0
+            if repeats < MAX_REPEATS:
+                continue
         texts.add(text)
         prompts.append(Prompt(task, spec, text))
     return prompts
