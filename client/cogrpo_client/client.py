@@ -103,9 +103,7 @@ def _read(kind: type[Wire], response: httpx.Response) -> Wire:
         raise status_error(response.status_code, _parse(Problem, response), request_id)
     parsed = _parse(kind, response)
     if parsed is None:
-        raise APIError(
-            "the answer is not one that this version of the SDK reads", request_id=request_id
-        )
+        raise APIError("this version of the SDK cannot read the answer", request_id=request_id)
     return parsed
 
 

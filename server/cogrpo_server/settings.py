@@ -51,6 +51,12 @@ class Settings(BaseModel):
         """The keys that the service makes for itself; mode 0600."""
         return self.data_dir / "keys.json"
 
+    def check_model(self) -> None:
+        """What can be seen of a model's folder without loading it. Raises `SettingsError`."""
+        folder = Path(self.model)
+        if folder.is_dir() and not (folder / "model_index.json").is_file():
+            raise SettingsError(f"{folder} is no checkpoint folder: it has no model_index.json")
+
     def check_host(self) -> None:
         """Beyond loopback only with keys that somebody configured. Raises `SettingsError`."""
         try:

@@ -45,6 +45,7 @@ class Supervisor:
         """
         settings = self._settings
         settings.check_host()
+        settings.check_model()
         check_port(settings.host, settings.port)
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_data_dir(settings.data_dir))
