@@ -120,7 +120,7 @@ def sample_group(rng: np.random.Generator, *, plain: float = 0.6, count: int = 1
     return Group(str(rng.choice(SHAPES)), color, count, size)
 
 
-def sample_look(rng: np.random.Generator, *, plain: float = 0.65) -> tuple[str, str]:
+def sample_look(rng: np.random.Generator, *, plain: float = 0.8) -> tuple[str, str]:
     """A random (background, style), each the default with probability `plain`."""
     background = "white" if rng.random() < plain else str(rng.choice(list(BACKGROUNDS)[1:]))
     style = "flat" if rng.random() < plain else str(rng.choice(STYLES[1:]))

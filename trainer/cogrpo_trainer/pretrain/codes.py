@@ -176,6 +176,7 @@ def fit_decoder(vqvae: VQModel, config: CodesConfig, folder: Path, report: Repor
             report("decoder", done, {"loss": float(loss.detach()), "psnr": float(psnr)})
         if done % 500 == 0 or done == config.decoder_steps:
             save_state(folder, done, {"vqvae": vqvae}, [optimizer])
+    vqvae.decoder.to(memory_format=torch.contiguous_format)
 
 
 def one_cycle(step: int, steps: int) -> float:

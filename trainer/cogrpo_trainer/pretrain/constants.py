@@ -11,8 +11,8 @@ from PIL import Image
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.shapes.captions import caption
-from cogrpo_core.shapes.scenes import held_out
 from cogrpo_core.shapes.checker import TASKS
+from cogrpo_core.shapes.scenes import held_out
 from cogrpo_core.shapes.suites import Prompt, task_spec
 from cogrpo_trainer.evaluate import run_suite, summarize, with_remask_temperature
 

@@ -5,6 +5,7 @@ Muon on the matrices of the blocks, AdamW on everything else; the weights that s
 exponential moving average.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class ModelConfig:
     text_width: int = 192
     text_layers: int = 3
     text_heads: int = 3
-    steps: int = 16_000
+    steps: int = 7_000
     batch: int = 32
     muon_lr: float = 0.01
     adam_lr: float = 1.5e-3
@@ -55,6 +56,7 @@ class ModelConfig:
     decay_share: float = 0.4  # of the steps, at the end, linearly to zero
     average: float = 0.998
     clip: float = 1.0
+    captions: int = 20_000  # that the tokenizer learns its words from
     seed: int = 0
 
 
@@ -81,7 +83,7 @@ class EmbeddedModel(nn.Module):
 def build_model(config: ModelConfig, vqvae: VQModel) -> EmbeddedModel:
     """An untrained model for the codes of `vqvae`."""
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(seed=config.seed)
+    tokenizer = train_tokenizer(captions=config.captions, seed=config.seed)
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
@@ -193,7 +195,8 @@ def train_model(
     state is saved. Raises RuntimeError when the gradient is not finite; the saved state stays good.
     """
     tokenizer = PatchTokenizer(vqvae)
-    model, average = build_model(config, vqvae), build_model(config, vqvae)
+    model = build_model(config, vqvae)
+    average = copy.deepcopy(model)
     optims = optimizers(model, config)
     modules = {"model": model, "average": average}
     start = load_state(folder, modules, optims)

@@ -63,7 +63,7 @@ def pretrain(folder: Path, config: PretrainConfig, progress: Progress) -> Path:
 def make_codes(
     folder: Path, config: CodesConfig, board: SummaryWriter, progress: Progress
 ) -> VQModel:
-    """The trained VQModel. The checker must agree with 95 % of its reconstructions in every task."""
+    """The trained VQModel; the checker must agree with 95 % of its pictures in every task."""
     budgets = {
         "encoder": config.encoder_steps,
         "codebook": config.kmeans_rounds,

@@ -24,7 +24,7 @@ def save_state(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for part, module in modules.items():
-        tensors = {key: value.detach().clone() for key, value in module.named_parameters()}
+        tensors = {key: _copy(value) for key, value in module.named_parameters()}
         save_file(tensors, partial / f"{part}.safetensors")
     save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
     shutil.rmtree(target, ignore_errors=True)
@@ -66,9 +66,13 @@ def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str,
     for i, optimizer in enumerate(optimizers):
         for j, parameter in enumerate(_parameters(optimizer)):
             for key, value in optimizer.state[parameter].items():
-                tensors[f"{i}.{j}.{key}"] = torch.as_tensor(value).clone()
+                tensors[f"{i}.{j}.{key}"] = _copy(torch.as_tensor(value))
     return tensors
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().clone(memory_format=torch.contiguous_format)

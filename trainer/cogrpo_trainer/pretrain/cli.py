@@ -1,0 +1,69 @@
+"""`cogrpo pretrain`; torch and the models are imported when the command runs."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# glibc gives large freed blocks back to the system at once, and every step faults them in again.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of states, curves and the result.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the model's training [default: 7000].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads [default: all cores].")
+    ] = None,
+) -> None:
+    """Train the embedded model from nothing, or go on where it stopped."""
+    if not ALLOCATOR.keys() <= os.environ.keys():  # read by the C library when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from cogrpo_trainer.pretrain.run import PretrainConfig, PretrainError
+    from cogrpo_trainer.pretrain.run import pretrain as run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = PretrainConfig()
+    config = replace(
+        config,
+        codes=replace(config.codes, seed=seed),
+        model=replace(config.model, seed=seed, steps=steps or config.model.steps),
+    )
+    console = Console(stderr=True)
+    columns = (
+        *Progress.get_default_columns()[:-1],
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def progress(stage: str, step: int, total: int, values: dict[str, float]) -> None:
+            note = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            if stage not in rows:
+                rows[stage] = bars.add_task(stage, note=note)
+            bars.update(rows[stage], completed=step, total=total, note=note)
+            if not console.is_terminal:
+                console.print(f"{stage} {step}/{total}: {note}", soft_wrap=True)
+
+        try:
+            folder = run(out, config, progress)
+        except PretrainError as error:
+            typer.echo(f"cogrpo pretrain: {error}", err=True)
+            raise typer.Exit(1) from None
+    typer.echo(str(folder))
