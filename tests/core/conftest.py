@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import VQModel
+from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -21,6 +22,10 @@ from cogrpo_core.models.text_encoder import TextEncoder
 from cogrpo_core.models.transformer import MeissonicTransformer
 
 TEXT_LENGTH = 24
+
+# The same examples in every run.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -283,3 +283,13 @@ def test_a_png_says_what_made_it(pipe):
     }
     small = png.resize((16, 16), Image.Resampling.NEAREST)
     assert small.tobytes() == output.images[0].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_samples_in_float32(tiny_folder, dtype):
+    pipe = CoGRPOPipeline.from_pretrained(tiny_folder, dtype=dtype)
+    output = pipe("a red circle", seed=3)
+    assert output.images[0].size == (16, 16)
+    assert pipe.verify(output.trajectories[0]).identical
+    # More values than either type can hold apart.
+    assert len(set(output.trajectories[0].token_logprob.tolist())) > 56
