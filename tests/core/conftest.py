@@ -89,7 +89,7 @@ def _vqvae() -> VQModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as a folder named `tiny`: 16x16 pixels, 8x8 tokens, 32 codes."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     folder.mkdir()
@@ -112,26 +112,26 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
+def model(model_folder: Path) -> Checkpoint:
     """The tiny checkpoint, without a scheduling policy."""
-    return load_checkpoint(tiny_folder)
+    return load_checkpoint(model_folder)
 
 
 @pytest.fixture(scope="session")
-def fresh_policy_checkpoint(tiny_checkpoint: Checkpoint) -> Checkpoint:
+def model_with_fresh_policy(model: Checkpoint) -> Checkpoint:
     """The tiny checkpoint with a scheduling policy that has not learned anything."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        config = SchedulePolicyConfig.for_width(tiny_checkpoint.transformer.config.dim)
-        return replace(tiny_checkpoint, schedule_policy=SchedulePolicy(config).eval())
+        config = SchedulePolicyConfig.for_width(model.transformer.config.dim)
+        return replace(model, schedule_policy=SchedulePolicy(config).eval())
 
 
 @pytest.fixture(scope="session")
-def policy_checkpoint(fresh_policy_checkpoint: Checkpoint) -> Checkpoint:
+def model_with_policy(model_with_fresh_policy: Checkpoint) -> Checkpoint:
     """The tiny checkpoint with a scheduling policy that reads its features."""
-    assert fresh_policy_checkpoint.schedule_policy is not None
+    assert model_with_fresh_policy.schedule_policy is not None
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        policy = SchedulePolicy(fresh_policy_checkpoint.schedule_policy.config).eval()
+        policy = SchedulePolicy(model_with_fresh_policy.schedule_policy.config).eval()
         torch.nn.init.normal_(policy.last.weight, std=0.2)
-        return replace(fresh_policy_checkpoint, schedule_policy=policy)
+        return replace(model_with_fresh_policy, schedule_policy=policy)

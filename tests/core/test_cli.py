@@ -10,14 +10,14 @@ from cogrpo_client import cli
 
 
 @pytest.fixture
-def generate(monkeypatch, capsys, tiny_folder, tmp_path):
+def generate(monkeypatch, capsys, model_folder, tmp_path):
     """Runs the command in this process; gives status, output and error."""
     entry = EntryPoint("generate", "cogrpo_core.cli:generate", cli.GROUP)
     monkeypatch.setattr(cli, "entry_points", lambda group: EntryPoints([entry]))
 
     def run(*arguments: str):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path), *arguments])
+            cli.main(["generate", "--model", str(model_folder), "--out", str(tmp_path), *arguments])
         captured = capsys.readouterr()
         return stopped.value.code, captured.out, captured.err
 

@@ -15,11 +15,11 @@ GRID = (8, 8)
 
 
 @pytest.fixture(scope="module")
-def conditioning(tiny_checkpoint) -> Conditioning:
+def conditioning(model) -> Conditioning:
     """Six different conditions and, last, the unconditional one."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return tiny_checkpoint.transformer.condition(
+        return model.transformer.condition(
             torch.randn(7, 5, 24, generator=generator),
             torch.randn(7, 32, generator=generator),
             torch.tensor([[16.0, 16.0, 0.0, 0.0, 6.0]]).expand(7, -1),
@@ -50,8 +50,8 @@ def assert_same(samples, b, others, c):
         assert torch.equal(getattr(samples, name)[b], getattr(others, name)[c]), name
 
 
-def test_guidance_before_the_heads_last_layer_is_guidance_on_logits(tiny_checkpoint, conditioning):
-    transformer = tiny_checkpoint.transformer
+def test_guidance_before_the_heads_last_layer_is_guidance_on_logits(model, conditioning):
+    transformer = model.transformer
     tokens = torch.randint(0, 40, (2, *GRID), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         c, u = (
@@ -65,30 +65,30 @@ def test_guidance_before_the_heads_last_layer_is_guidance_on_logits(tiny_checkpo
     assert torch.allclose(folded, on_logits, atol=2e-5 * float(on_logits.abs().max()))
 
 
-def test_guidance_one_needs_no_unconditional_pass(tiny_checkpoint, conditioning, monkeypatch):
+def test_guidance_one_needs_no_unconditional_pass(model, conditioning, monkeypatch):
     rows = []
-    states = tiny_checkpoint.transformer.states
+    states = model.transformer.states
 
     def counted(token_ids, *rest):
         rows.append(len(token_ids))
         return states(token_ids, *rest)
 
-    monkeypatch.setattr(tiny_checkpoint.transformer, "states", counted)
+    monkeypatch.setattr(model.transformer, "states", counted)
     off, on = meissonic(3, guidance_scale=1.0), meissonic(3, guidance_scale=4.0)
-    run(tiny_checkpoint, conditioning, start([1, 2], [off, off]))
+    run(model, conditioning, start([1, 2], [off, off]))
     assert rows == [2, 2, 2]
     rows.clear()
     partly = on.clone()
     partly[0, 3] = 1.0
-    run(tiny_checkpoint, conditioning, start([1, 2, 3], [off, on, partly]))
+    run(model, conditioning, start([1, 2, 3], [off, on, partly]))
     assert rows == [4, 5, 5]
 
 
-def test_guidance_and_text_change_the_tokens(tiny_checkpoint, conditioning):
+def test_guidance_and_text_change_the_tokens(model, conditioning):
     tables = [meissonic(6, guidance_scale=scale) for scale in (1.0, 1.0, 6.0)]
-    samples = run(tiny_checkpoint, conditioning, start([5, 5, 5], tables))[-1].samples
+    samples = run(model, conditioning, start([5, 5, 5], tables))[-1].samples
     assert not torch.equal(samples.tokens_BN[0], samples.tokens_BN[1])
-    alone = run(tiny_checkpoint, conditioning, start([5], [tables[2]]))[-1].samples
+    alone = run(model, conditioning, start([5], [tables[2]]))[-1].samples
     assert not torch.equal(samples.tokens_BN[0], alone.tokens_BN[0])
 
 
@@ -105,9 +105,9 @@ job = st.tuples(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(jobs=st.lists(job, min_size=2, max_size=5), ahead=st.integers(0, 4))
-def test_a_sample_does_not_depend_on_its_batch(policy_checkpoint, conditioning, jobs, ahead):
+def test_a_sample_does_not_depend_on_its_batch(model_with_policy, conditioning, jobs, ahead):
     """Mixed T, t, seeds, schedules and guidance; one sample a pass, so equal to the bit."""
-    policy = policy_checkpoint.schedule_policy
+    policy = model_with_policy.schedule_policy
     tables = [
         build_schedule({"sample_temperature": tau, "guidance_scale": scale}, num_steps).actions_T4
         for _, num_steps, scale, tau, _ in jobs
@@ -116,7 +116,7 @@ def test_a_sample_does_not_depend_on_its_batch(policy_checkpoint, conditioning, 
     first = torch.tensor([0])
     for _ in range(min(ahead, jobs[0][1])):  # the first sample is ahead of the others
         turn = denoise_turn(
-            policy_checkpoint.transformer,
+            model_with_policy.transformer,
             samples.select(first),
             conditioning.select(first),
             conditioning.select([6]),
@@ -125,16 +125,16 @@ def test_a_sample_does_not_depend_on_its_batch(policy_checkpoint, conditioning, 
         )
         samples = samples.update(first, turn.samples)
     options = {"policy": policy, "samples_per_pass": 1}
-    turns = run(policy_checkpoint, conditioning, samples, **options)
+    turns = run(model_with_policy, conditioning, samples, **options)
     samples = turns[-1].samples if turns else samples
     assert not samples.active_B.any()
     for b, (seed, *_, learned) in enumerate(jobs):
         alone = start([seed], [tables[b]], learned=[learned])
         own = conditioning.select([b] * 6 + [6])
-        assert_same(samples, b, run(policy_checkpoint, own, alone, **options)[-1].samples, 0)
+        assert_same(samples, b, run(model_with_policy, own, alone, **options)[-1].samples, 0)
 
 
-def test_one_pass_over_all_differs_by_float_ties_at_most(tiny_checkpoint, conditioning):
+def test_one_pass_over_all_differs_by_float_ties_at_most(model, conditioning):
     """Matrix products of other sizes round differently; tokens change where that decides a tie.
 
     Measured: 0 of 1024 samples (12 steps, 64 tokens); log-probabilities differ by up to 8e-6.
@@ -142,8 +142,8 @@ def test_one_pass_over_all_differs_by_float_ties_at_most(tiny_checkpoint, condit
     changed, count = 0, 24
     for begin in range(0, count, 6):
         seeds, tables = list(range(begin, begin + 6)), [meissonic(5, 4.0)] * 6
-        together = run(tiny_checkpoint, conditioning, start(seeds, tables))[-1].samples
-        apart = run(tiny_checkpoint, conditioning, start(seeds, tables), samples_per_pass=1)
+        together = run(model, conditioning, start(seeds, tables))[-1].samples
+        apart = run(model, conditioning, start(seeds, tables), samples_per_pass=1)
         for b in range(6):
             one, other = together, apart[-1].samples
             same = torch.equal(one.tokens_BN[b], other.tokens_BN[b])
@@ -154,14 +154,14 @@ def test_one_pass_over_all_differs_by_float_ties_at_most(tiny_checkpoint, condit
     assert changed <= 1
 
 
-def test_an_untrained_policy_is_the_base_schedule_to_the_bit(fresh_policy_checkpoint, conditioning):
+def test_an_untrained_policy_is_the_base_schedule_to_the_bit(model_with_fresh_policy, conditioning):
     tables = [meissonic(6, 3.0), build_schedule("cosine-power:2", 4).actions_T4]
-    base = run(fresh_policy_checkpoint, conditioning, start([8, 9], tables))
+    base = run(model_with_fresh_policy, conditioning, start([8, 9], tables))
     learned = run(
-        fresh_policy_checkpoint,
+        model_with_fresh_policy,
         conditioning,
         start([8, 9], tables, learned=[True, True]),
-        policy=fresh_policy_checkpoint.schedule_policy,
+        policy=model_with_fresh_policy.schedule_policy,
     )
     for turn, other in zip(base, learned, strict=True):
         assert torch.equal(turn.actions_B4, other.actions_B4)
@@ -170,10 +170,10 @@ def test_an_untrained_policy_is_the_base_schedule_to_the_bit(fresh_policy_checkp
             assert_same(turn.samples, b, other.samples, b)
 
 
-def test_the_policy_moves_only_learned_samples(policy_checkpoint, conditioning):
-    policy, table = policy_checkpoint.schedule_policy, meissonic(5, 3.0)
+def test_the_policy_moves_only_learned_samples(model_with_policy, conditioning):
+    policy, table = model_with_policy.schedule_policy, meissonic(5, 3.0)
     turns = run(
-        policy_checkpoint,
+        model_with_policy,
         conditioning,
         start([1, 1], [table, table], learned=[False, True]),
         policy=policy,
@@ -187,18 +187,18 @@ def test_the_policy_moves_only_learned_samples(policy_checkpoint, conditioning):
         assert torch.equal(turn.actions_B4[1:], expected)
 
 
-def test_exploring_draws_actions_with_the_logged_density(policy_checkpoint, conditioning):
-    policy, table = policy_checkpoint.schedule_policy, meissonic(4, 3.0)
+def test_exploring_draws_actions_with_the_logged_density(model_with_policy, conditioning):
+    policy, table = model_with_policy.schedule_policy, meissonic(4, 3.0)
     flags = {"learned": [True] * 3, "explore": [False, True, True]}
     turns = run(
-        policy_checkpoint, conditioning, start([1, 1, 2], [table] * 3, **flags), policy=policy
+        model_with_policy, conditioning, start([1, 1, 2], [table] * 3, **flags), policy=policy
     )
     first = turns[0].raw_actions_B4
     assert not torch.equal(first[0], first[1])
     noise = torch.stack([t.raw_actions_B4[1] for t in turns])
     assert noise.std() > 0.3 * policy.config.sigma
     again = run(
-        policy_checkpoint, conditioning, start([1, 1, 2], [table] * 3, **flags), policy=policy
+        model_with_policy, conditioning, start([1, 1, 2], [table] * 3, **flags), policy=policy
     )
     assert torch.equal(turns[-1].samples.tokens_BN, again[-1].samples.tokens_BN)
     # The density at the mean is the normaliser of the components that the step uses.

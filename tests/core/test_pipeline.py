@@ -17,13 +17,13 @@ from cogrpo_core.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_checkpoint) -> CoGRPOPipeline:
-    return CoGRPOPipeline(tiny_checkpoint)
+def pipe(model) -> CoGRPOPipeline:
+    return CoGRPOPipeline(model)
 
 
 @pytest.fixture(scope="module")
-def learned_pipe(policy_checkpoint) -> CoGRPOPipeline:
-    return CoGRPOPipeline(policy_checkpoint, policy_version="v3")
+def learned_pipe(model_with_policy) -> CoGRPOPipeline:
+    return CoGRPOPipeline(model_with_policy, policy_version="v3")
 
 
 def tokens(output) -> np.ndarray:
@@ -51,11 +51,11 @@ def test_a_prompt_gives_pictures_and_trajectories(pipe):
     assert not np.array_equal(*tokens(output))
 
 
-def test_the_pictures_are_the_decoded_tokens(pipe, tiny_checkpoint):
+def test_the_pictures_are_the_decoded_tokens(pipe, model):
     output = pipe("a red circle", seed=3)
     ids = torch.from_numpy(output.trajectories[0].tokens.copy())[None]
     with torch.no_grad():
-        decoded = tiny_checkpoint.vqvae.decode(ids, force_not_quantize=True, shape=(1, 8, 8, 4))
+        decoded = model.vqvae.decode(ids, force_not_quantize=True, shape=(1, 8, 8, 4))
     expected = decoded.sample[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
     assert np.abs(np.asarray(output.images[0]) - expected).max() <= 0.51
 
@@ -165,8 +165,8 @@ def test_learned_is_the_default_of_a_checkpoint_with_a_policy(learned_pipe, pipe
     assert np.array_equal(tokens(plain), tokens(pipe("a", seed=1, output_type="tokens")))
 
 
-def test_an_untrained_policy_changes_nothing(fresh_policy_checkpoint, pipe):
-    learned = CoGRPOPipeline(fresh_policy_checkpoint)("a", seed=1).trajectories[0]
+def test_an_untrained_policy_changes_nothing(model_with_fresh_policy, pipe):
+    learned = CoGRPOPipeline(model_with_fresh_policy)("a", seed=1).trajectories[0]
     base = pipe("a", seed=1).trajectories[0]
     for name in ("tokens", "fill_step", "token_logprob", "actions"):
         assert np.array_equal(getattr(learned, name), getattr(base, name))
@@ -257,8 +257,8 @@ def test_the_longest_prompt_and_numpy_numbers_work(pipe):
     assert output.trajectories[0].seed == 5
 
 
-def test_damaged_weights_are_an_error_and_not_a_picture(tiny_folder):
-    pipe = CoGRPOPipeline.from_pretrained(tiny_folder)
+def test_damaged_weights_are_an_error_and_not_a_picture(model_folder):
+    pipe = CoGRPOPipeline.from_pretrained(model_folder)
     with torch.no_grad():
         pipe.checkpoint.transformer.mlm_layer.conv2.weight.fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="tiny"):
@@ -286,8 +286,8 @@ def test_a_png_says_what_made_it(pipe):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_samples_in_float32(tiny_folder, dtype):
-    pipe = CoGRPOPipeline.from_pretrained(tiny_folder, dtype=dtype)
+def test_half_precision_samples_in_float32(model_folder, dtype):
+    pipe = CoGRPOPipeline.from_pretrained(model_folder, dtype=dtype)
     output = pipe("a red circle", seed=3)
     assert output.images[0].size == (16, 16)
     assert pipe.verify(output.trajectories[0]).identical
