@@ -5,16 +5,16 @@ Chosen by search on prompts that training may see; held-out prompts stay untouch
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.shapes.captions import caption
 from cogrpo_core.shapes.checker import TASKS
 from cogrpo_core.shapes.scenes import held_out
 from cogrpo_core.shapes.suites import Prompt, task_spec
-from cogrpo_trainer.evaluate import run_suite, summarize, with_remask_temperature
+from cogrpo_trainer.evaluate import load_pipeline, run_suite, summarize
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
 REMASK_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -43,22 +43,21 @@ def practice_prompts(n: int) -> list[Prompt]:
     return prompts
 
 
-def score_constants(
-    pipe: CoGRPOPipeline, constants: Constants, steps: int, prompts: list[Prompt]
-) -> float:
-    """The checker's mean score over the tasks, one picture a prompt."""
-    tried = with_remask_temperature(pipe, constants.remask_temperature)
+def score_constants(folder: Path, constants: Constants, steps: int, prompts: list[Prompt]) -> float:
+    """The checker's mean score over the tasks, one picture a prompt of the checkpoint `folder`."""
+    temperature = constants.remask_temperature
+    pipe = load_pipeline(str(folder), device="cpu", remask_temperature=temperature)
 
     def generate(texts: list[str], seeds: list[int]) -> list[Image.Image]:
         scale = constants.guidance_scale
-        return tried(texts, num_inference_steps=steps, guidance_scale=scale, seed=seeds).images
+        return pipe(texts, num_inference_steps=steps, guidance_scale=scale, seed=seeds).images
 
     _, overall = summarize(run_suite(prompts, generate, seed=SEED))
     return overall.score
 
 
 def best_constants(
-    pipe: CoGRPOPipeline, steps: int, report: Callable[[int, int, dict[str, float]], None]
+    folder: Path, steps: int, report: Callable[[int, int, dict[str, float]], None]
 ) -> Constants:
     """The pair with the highest score; guidance is searched first, then the temperature at it."""
     prompts = practice_prompts(PROMPTS_PER_TASK)
@@ -68,7 +67,7 @@ def best_constants(
     def best(candidates: list[Constants]) -> Constants:
         for constants in candidates:
             if constants not in scores:
-                scores[constants] = score_constants(pipe, constants, steps, prompts)
+                scores[constants] = score_constants(folder, constants, steps, prompts)
             values = {
                 "guidance_scale": constants.guidance_scale,
                 "remask_temperature": constants.remask_temperature,

@@ -54,8 +54,7 @@ def pretrain(folder: Path, config: PretrainConfig, progress: Progress) -> Path:
         model = make_model(folder, config.model, vqvae, board, progress)
         target = folder / "checkpoint"
         export(target, model, vqvae, START)
-        pipe = CoGRPOPipeline.from_pretrained(target)
-        constants = best_constants(pipe, STEPS, partial(progress, "constants"))
+        constants = best_constants(target, STEPS, partial(progress, "constants"))
         export(target, model, vqvae, constants)
     return target
 
