@@ -79,7 +79,7 @@ class Checkpoint:
     name: str
     """The name or path it was asked for by."""
     fingerprint: str
-    """sha256 (hex) over the weights, configs and tokenizer files."""
+    """sha256 (hex) over the weights, their configs and the tokenizer's vocabulary."""
 
 
 def load_checkpoint(
@@ -217,12 +217,13 @@ def _check_agreement(folder: Path, checkpoint: Checkpoint, scheduler: SchedulerC
 
 
 def _fingerprint(folder: Path) -> str:
-    parts = sorted(PARTS | OPTIONAL_PARTS)
+    """Over what the computation depends on; not over notes, such as the tokenizer's settings."""
+    names = {"config.json", "tokenizer.json", "vocab.json", "merges.txt"}
     files = sorted(
         path.relative_to(folder).as_posix()
-        for part in parts
-        for pattern in ("*.json", "*.txt", "*.safetensors")
-        for path in (folder / part).glob(pattern)
+        for part in PARTS | OPTIONAL_PARTS
+        for path in (folder / part).glob("*")
+        if path.name in names or path.suffix == ".safetensors"
     )
     total = hashlib.sha256()
     for name in files:

@@ -157,6 +157,9 @@ class TextEncoder(nn.Module):
         values |= {"architectures": ["CLIPTextModelWithProjection"]}
         path = Path(folder) / "text_encoder" / WEIGHTS_FILE
         save_module(self.model, path, config=values, dtype=dtype)
+        # The tokenizer remembers how it was called last; that is no part of it.
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
 
