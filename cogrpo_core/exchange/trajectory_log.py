@@ -8,13 +8,14 @@ import logging
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cogrpo_core.trajectory import Trajectory
+if TYPE_CHECKING:
+    from cogrpo_core.trajectory import Trajectory
 
 STREAM = "cogrpo:trajectories"
 MAX_ENTRIES = 20_000
@@ -59,7 +60,7 @@ class Event:
 
     event_id: str
     request_id: str
-    trajectory: Trajectory
+    trajectory: "Trajectory"
 
     def fields(self) -> dict[Any, Any]:
         """The stream entry."""
@@ -81,8 +82,10 @@ class Entry:
     policy_version: str
     data: bytes
 
-    def trajectory(self) -> Trajectory:
+    def trajectory(self) -> "Trajectory":
         """The record; raises `TrajectoryError` when the bytes are none."""
+        from cogrpo_core.trajectory import Trajectory  # with torch, which writing does not need
+
         return Trajectory.from_bytes(self.data)
 
 

@@ -1,5 +1,6 @@
 """From a request's bytes to a `GenerateRequest`, or to an error that says what to do."""
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
@@ -9,13 +10,13 @@ from pydantic_core import ErrorDetails
 
 from cogrpo_client.types import FieldError, GenerateRequest
 from cogrpo_server.problems import MAX_FIELD_ERRORS, ApiError
-from cogrpo_server.settings import BODY_BYTES
+from cogrpo_server.settings import BODY_BYTES, BODY_SECONDS
 
 _MAX_NAME = 64
 
 
 async def read_generate_request(request: Request) -> tuple[GenerateRequest, bytes]:
-    """The validated body, and its bytes. Raises `ApiError` with 400, 413, 415 or 422."""
+    """The validated body, and its bytes. Raises `ApiError` with 400, 408, 413, 415 or 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ApiError(
@@ -36,10 +37,16 @@ async def _read(request: Request) -> bytes:
     if not declared.isdecimal() or len(declared) > 12 or int(declared) > BODY_BYTES:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES:
-            raise too_large
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(
+            408, "slow_body", f"The body must arrive within {BODY_SECONDS:g} seconds."
+        ) from None
     return bytes(body)
 
 

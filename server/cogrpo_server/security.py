@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogrpo_server.keys import ADMIN, GENERATE, KeyRing
 from cogrpo_server.problems import ApiError, render
+from cogrpo_server.settings import BODY_BYTES
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 GENERATE_PATHS = frozenset({"/generate", "/v1/info", "/openapi.json"})
@@ -110,25 +111,35 @@ class LastResort:
 
 
 class ProxyGate:
-    """In Ray Serve's proxy: closes the proxy's own routes, which would answer without a key."""
+    """In Ray Serve's proxy: closes the proxy's own routes, and takes in no endless body.
+
+    The proxy's routes would answer without a key, and it keeps what it receives in memory until the
+    application has read it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = RequestId(_NoOwnRoutes(app))
+        self._routed = app
+        self._app = RequestId(self._gate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-
-class _NoOwnRoutes:
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _gate(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/-/"):
             error = ApiError(404, "not_found", "There is no such route.")
             await render(error, scope["cogrpo.request_id"])(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > BODY_BYTES:  # enough for the application to see that it is too much
+                message["more_body"] = False
+            return message
+
+        await self._routed(scope, bounded, send)
 
 
 def proxy_middlewares() -> list[Middleware]:

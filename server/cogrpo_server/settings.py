@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 DEFAULT_PORT = 8000
 DEFAULT_MODEL = "shapes"
 BODY_BYTES = 64 * 1024
+BODY_SECONDS = 30.0
 
 
 class SettingsError(ValueError):

@@ -1,5 +1,6 @@
 """Whatever is sent, the answer is a 4xx problem that says what to do and never echoes the input."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -141,6 +142,21 @@ async def test_a_large_body_is_413(http: httpx.AsyncClient, declared: bool) -> N
         "/generate", content=content, headers={"Content-Type": "application/json"}
     )
     check_problem(response, 413)
+
+
+async def test_a_body_that_does_not_end_is_408(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip() -> Any:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("cogrpo_server.body.BODY_SECONDS", 0.1)
+    response = await http.post(
+        "/generate", content=drip(), headers={"Content-Type": "application/json"}
+    )
+    check_problem(response, 408)
 
 
 async def test_png_of_several_pictures_is_422(http: httpx.AsyncClient) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from cogrpo_server.app import create_app
 from cogrpo_server.jobs import EngineStatus, Job, Made, Refused
@@ -116,6 +116,27 @@ async def test_the_proxys_own_routes_are_closed() -> None:
             response = await http.get(path)
             assert response.status_code == 404
             assert response.headers["x-request-id"]
+
+
+async def test_the_proxy_stops_reading_a_body_that_is_too_large() -> None:
+    taken: list[int] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive())["more_body"]:
+            taken.append(len(message["body"]))
+        taken.append(len(message["body"]))
+
+    async def endless() -> Message:
+        return {"type": "http.request", "body": b"x" * 10_000, "more_body": True}
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    (middleware,) = proxy_middlewares()
+    scope = {"type": "http", "path": "/generate", "headers": []}
+    gate = middleware.cls(application, *middleware.args, **middleware.kwargs)
+    await gate(scope, endless, send)
+    assert sum(taken) == 70_000  # more than the limit, so that the application refuses it
 
 
 async def test_openapi_has_body_and_problems(http: httpx.AsyncClient, app: FastAPI) -> None:

@@ -1,6 +1,7 @@
 """The service as its users have it: `cogrpo serve` with real Redis and Ray Serve, from outside."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -107,10 +108,11 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def service(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    data_dir, port = tmp_path_factory.mktemp("service") / "data", free_port()
-    service = Service(start(tiny_checkpoint, data_dir, port), port, data_dir, tiny_checkpoint)
+@contextlib.contextmanager
+def running(model: Path, data_dir: Path) -> Iterator[Service]:
+    """A service that is ready; stopped at the end, if it was not before."""
+    port = free_port()
+    service = Service(start(model, data_dir, port), port, data_dir, model)
     try:
         service.wait_until_ready()
         yield service
@@ -121,6 +123,12 @@ def service(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 service.process.wait(60)
             except subprocess.TimeoutExpired:
                 service.process.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tiny_checkpoint, tmp_path_factory.mktemp("service") / "data") as service:
+        yield service
 
 
 def test_it_says_where_it_is_and_what_to_try(service: Service) -> None:
@@ -295,48 +303,43 @@ def test_a_damaged_model_is_one_clear_line(tmp_path: Path, tiny_checkpoint: Path
 
 
 @pytest.mark.slow
-def test_after_a_kill_nothing_of_the_service_lives_and_it_starts_again(
+def test_after_a_kill_nothing_of_the_service_answers_and_it_starts_again(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    data_dir, port = tmp_path / "data", free_port()
+    data_dir, made = tmp_path / "data", []
     for _ in range(2):  # the second one finds what the first one left
-        service = Service(start(tiny_checkpoint, data_dir, port), port, data_dir, tiny_checkpoint)
-        service.wait_until_ready()
-        with service.client() as client:
-            made = client.generate(PROMPT)
-        with connect((data_dir / "redis.url").read_text().strip()) as redis:
-            wait_until(lambda r=redis, m=made: _there(r, m.id))
-            time.sleep(1.5)  # the append-only file is written every second
-        service.process.kill()
-        service.process.wait(10)
-        wait_until(lambda: not _serving(port))
-        wait_until(lambda: not processes_with("redis-server") or not _redis_answers(data_dir))
-    assert made.id
+        with running(tiny_checkpoint, data_dir) as service:
+            with service.client() as client:
+                made.append(client.generate(PROMPT).id)
+            with connect((data_dir / "redis.url").read_text().strip()) as redis:
+                wait_until(lambda r=redis: _there(r, made[-1]))
+                logged = [entry.event_id for entry in reversed(read_last(redis, 10))]
+                time.sleep(1.5)  # the append-only file is written every second
+            service.process.kill()
+            service.process.wait(10)
+            wait_until(lambda: not _redis_answers(data_dir))
+            wait_until(lambda port=service.port: not _listens(port))
+    assert logged == [f"{generation_id}-0" for generation_id in made]
+    shutil.rmtree(runtime_dir(data_dir))
 
 
 @pytest.mark.slow
 def test_a_killed_engine_comes_back_and_the_client_sees_no_error(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    data_dir, port = tmp_path / "data", free_port()
-    service = Service(start(tiny_checkpoint, data_dir, port), port, data_dir, tiny_checkpoint)
-    service.wait_until_ready()
-    (engine,) = processes_with("MALLOC_MMAP_THRESHOLD_")
-    with Client(service.url, service.key, max_retries=8) as client:
-        before = client.generate(PROMPT, seed=3).images[0].png
-        os.kill(engine, signal.SIGKILL)
-        after = client.generate(PROMPT, seed=3).images[0].png
-    assert before == after
-    service.process.send_signal(signal.SIGINT)
-    assert service.process.wait(60) == 0
+    with running(tiny_checkpoint, tmp_path / "data") as service:
+        ours = set(processes_with(str(runtime_dir(service.data_dir))))
+        (engine,) = ours & set(processes_with("MALLOC_MMAP_THRESHOLD_"))
+        with Client(service.url, service.key, max_retries=8) as client:
+            before = client.generate(PROMPT, seed=3).images[0].png
+            os.kill(engine, signal.SIGKILL)
+            after = client.generate(PROMPT, seed=3).images[0].png
+        assert before == after
 
 
-def _serving(port: int) -> bool:
-    try:
-        httpx.get(f"http://127.0.0.1:{port}/livez", timeout=1)
-        return True
-    except httpx.HTTPError:
-        return False
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _redis_answers(data_dir: Path) -> bool:
