@@ -27,6 +27,7 @@ from cogrpo_server.body import read_generate_request
 from cogrpo_server.idempotency import KeyReused, Replays
 from cogrpo_server.jobs import Backend, Job, Made, Refused
 from cogrpo_server.keys import KeyRing
+from cogrpo_server.logs import AccessLog
 from cogrpo_server.negotiation import PNG, choose
 from cogrpo_server.openapi import GENERATE_EXTRA, document
 from cogrpo_server.problems import ApiError, render, request_id_of
@@ -82,6 +83,7 @@ def create_app(backend: Backend, keys: KeyRing) -> FastAPI:
     _handle_errors(app)
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(LastResort)
+    app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cogrpo_client.types import Info
-from cogrpo_server.settings import Settings
+from cogrpo_server.settings import DEFAULT_MODEL, Settings
 
 PROMPT = "a red circle left of a blue square"
 
@@ -18,6 +18,11 @@ def banner(settings: Settings, info: Info, keys_file: Path) -> str:
     keys, data = shlex.quote(_near(keys_file)), shlex.quote(_near(settings.data_dir))
     python = shlex.quote(_near(Path(sys.executable)))
     command = shlex.quote(_near(Path(sys.executable).with_name("cogrpo")))
+    model = ""
+    if settings.model != DEFAULT_MODEL:
+        model = " --model " + shlex.quote(
+            _near(Path(settings.model)) if Path(settings.model).is_dir() else settings.model
+        )
     fingerprint = info.model.fingerprint[:12]
     return f"""
 Co-GRPO Serve is ready.
@@ -36,7 +41,7 @@ curl -s {url}/generate -H "Authorization: Bearer $(grep -m1 -o 'cogrpo-[^"]*' {k
 COGRPO_KEY_FILE={keys} {python} -c 'from cogrpo_client import Client
 Client("{url}").generate("{PROMPT}", seed=7).images[0].save("picture.png")'
 
-{command} trajectories --last 3 --replay --data-dir {data}
+{command} trajectories --last 3 --replay --data-dir {data}{model}
 """
 
 

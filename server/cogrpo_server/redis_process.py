@@ -9,6 +9,7 @@ import redis
 
 from cogrpo_core.exchange.trajectory_log import connect
 from cogrpo_server.keys import write_private
+from cogrpo_server.logs import MAX_BYTES
 from cogrpo_server.processes import die_with_parent
 from cogrpo_server.settings import Settings, SettingsError
 
@@ -52,6 +53,8 @@ class EmbeddedRedis:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         config = self._folder / "redis.conf"
         log = self._settings.logs_dir / "redis.log"
+        if log.exists() and log.stat().st_size > MAX_BYTES:
+            log.unlink()
         text = _CONFIG.format(
             socket=self._socket, password=self._password, folder=self._folder, log=log
         )

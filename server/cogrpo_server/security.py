@@ -9,10 +9,10 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogrpo_server.keys import ADMIN, GENERATE, KeyRing
+from cogrpo_server.logs import HEALTH_PATHS
 from cogrpo_server.problems import ApiError, render
 from cogrpo_server.settings import BODY_BYTES
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 GENERATE_PATHS = frozenset({"/generate", "/v1/info", "/openapi.json"})
 """Every other path, also one that does not exist, takes the scope admin."""
 
@@ -46,7 +46,7 @@ class RequestId:
 
 
 class Guard:
-    """401 without a known key, 403 without the scope; only `PUBLIC_PATHS` are open."""
+    """401 without a known key, 403 without the scope; only health are open."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -54,12 +54,13 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (
-            scope["type"] == "http" and scope["path"] in PUBLIC_PATHS
+            scope["type"] == "http" and scope["path"] in HEALTH_PATHS
         ):
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # there are no web sockets here
+            await send({"type": "websocket.close", "code": 1008})  # there are none here
+            return
         try:
             scope["cogrpo.caller"] = self._admit(scope)
         except ApiError as error:
@@ -125,6 +126,9 @@ class ProxyGate:
         await self._app(scope, receive, send)
 
     async def _gate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] == "http" and scope["path"].startswith("/-/"):
             error = ApiError(404, "not_found", "There is no such route.")
             await render(error, scope["cogrpo.request_id"])(scope, receive, send)

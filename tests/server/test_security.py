@@ -118,6 +118,38 @@ async def test_the_proxys_own_routes_are_closed() -> None:
             assert response.headers["x-request-id"]
 
 
+async def test_requests_are_logged_by_id_without_what_they_hold(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "cogrpo_server.access"):
+        await http.get("/livez")
+        await http.get("/a%0Ab?secret=1", headers={"X-Request-ID": "mine"})
+        await http.post("/generate", json={"prompt": "secret"})
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("GET '/a\\nb' 403 ")
+    assert lines[0].endswith(" mine")
+    assert lines[1].startswith("POST '/generate' 200 ")
+    assert "secret" not in caplog.text
+
+
+async def test_web_sockets_are_closed(app: FastAPI) -> None:
+    (middleware,) = proxy_middlewares()
+    gate = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    for application in (app, gate):
+        sent: list[Message] = []
+
+        async def send(message: Message, sent: list[Message] = sent) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return {"type": "websocket.connect"}
+
+        scope = {"type": "websocket", "path": "/generate", "headers": []}
+        await application(scope, receive, send)
+        assert [message["type"] for message in sent] == ["websocket.close"]
+
+
 async def test_the_proxy_stops_reading_a_body_that_is_too_large() -> None:
     taken: list[int] = []
 

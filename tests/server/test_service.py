@@ -208,7 +208,7 @@ def test_bad_requests_are_problems_here_too(service: Service) -> None:
 
 
 def test_a_client_that_leaves_frees_the_model(service: Service) -> None:
-    body: dict[str, object] = {"prompt": PROMPT, "num_inference_steps": 250, "n": 2, "seed": 3}
+    body: dict[str, object] = {"prompt": PROMPT, "num_inference_steps": 150, "n": 2, "seed": 3}
     whole = service.post(body).json()["attribution"]["inference_ms"]
     key = {"Authorization": f"Bearer {service.key}"}
     impatient = httpx.Timeout(60, read=0.1 * whole / 1000)
@@ -219,7 +219,7 @@ def test_a_client_that_leaves_frees_the_model(service: Service) -> None:
 
 
 def test_health_answers_while_pictures_are_made(service: Service) -> None:
-    body: dict[str, object] = {"prompt": PROMPT, "num_inference_steps": 250, "n": 2}
+    body: dict[str, object] = {"prompt": PROMPT, "num_inference_steps": 100, "n": 2}
     work = threading.Thread(target=service.post, args=(body,))
     work.start()
     answers = 0
