@@ -185,7 +185,8 @@ def test_the_stream_holds_the_trajectory_and_it_replays(service: Service) -> Non
     assert newest.trajectory().actions[:, 3].tolist() == [3.0, 2.0, 1.0]
     command = [*COMMAND, "trajectories", "--last", "2", "--replay", "--json"]
     command += ["--model", str(service.model), "--data-dir", str(service.data_dir)]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as the engine's, to the last bit
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert shown.returncode == 0, shown.stderr
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [line["trajectory_id"] for line in lines] == ids[::-1]
