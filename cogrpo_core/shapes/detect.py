@@ -30,7 +30,7 @@ SEEN_COVERAGE = 0.15  # of a pixel by a sprite, from which on it stands out from
 SMALLEST, LARGEST = 12, 28  # an object's least pixels, and its greatest width and height
 BOX_SLACK = 4  # pixels by which an object's width and height may be off its sprite's
 SHIFT = 2  # pixels by which an object's lower edge and middle may be off its sprite's
-MAX_ERROR = 45.0  # root mean square of an object's residue, over its sprite's pixels and channels
+MAX_ERROR = 45.0  # root of an object's squared residue a channel and pixel of its outline
 SAME_ERROR = 1.0  # looks this close in error are the same: a black cartoon is a flat black
 RESIDUAL = 55.0  # distance from the expected picture that a plain area may have
 EDGE_RESIDUAL = 0.45  # the same beside an edge, as a share of the edge's contrast, in addition
@@ -86,7 +86,7 @@ class _Silhouette:
 
     shape: str
     size: str
-    area: float  # pixels
+    rim: int  # pixels of its outline, two wide: where a good copy errs
     height: int  # of what stands out
     width: int
     bottom: int  # the first row below it
@@ -178,7 +178,7 @@ def _recognise(relief: Floats, labels: Labels, label: int, background: str) -> _
     border = slice(pad + min(y, top) - SHIFT, pad + max(y + kind.side, bottom) + SHIFT)
     across = slice(pad + min(x, left) - SHIFT, pad + max(x + kind.side, right) + SHIFT)
     total = float((alone[border, across] ** 2).sum())
-    errors = np.sqrt(np.maximum(total + gains, 0) / (3 * kind.area))
+    errors = np.sqrt(np.maximum(total + gains, 0) / (3 * kind.rim))
     if errors.min() > MAX_ERROR:
         return None
     color = LOOKS[int(errors.argmin())][1]
@@ -197,13 +197,14 @@ def _silhouettes(background: str) -> tuple[_Silhouette, ...]:
 def _silhouette(shape: str, size: str, background: str) -> _Silhouette:
     coverage = coverage_mask(shape, size)
     ys, xs = np.nonzero(coverage > SEEN_COVERAGE)
+    inside = coverage > 0.5
     paints = np.stack([sprite(shape, color, size, style)[1] for style, color in LOOKS])
     tone = np.array(BACKGROUNDS[background], np.float32)
     looks = (coverage[..., None] * (paints - tone)).reshape(len(LOOKS), -1).astype(np.float32)
     return _Silhouette(
         shape,
         size,
-        area=float(coverage.sum()),
+        rim=int((ndimage.binary_dilation(inside, EIGHT) & ~ndimage.binary_erosion(inside)).sum()),
         height=int(np.ptp(ys)) + 1,
         width=int(np.ptp(xs)) + 1,
         bottom=int(ys.max()) + 1,

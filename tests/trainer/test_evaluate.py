@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -18,7 +19,10 @@ from cogrpo_trainer.evaluate import (
     EvaluationError,
     Interval,
     Report,
+    Settings,
     checkable,
+    load_pipeline,
+    prompted,
     run_suite,
     stratified,
     summarize,
@@ -150,6 +154,21 @@ def judged_checkpoint(tiny_checkpoint, tmp_path_factory):
     config = json.loads(file.read_text()) | {"height": 64, "width": 64, "sizes": [[64, 64]]}
     file.write_text(json.dumps(config))
     return folder
+
+
+def test_pictures_do_not_depend_on_the_number_of_workers(judged_checkpoint, prompts):
+    pipe = load_pipeline(str(judged_checkpoint), device="cpu")
+    texts, threads = [prompt.text for prompt in prompts[:3]], torch.get_num_threads()
+    settings = Settings(num_inference_steps=2)
+    one, two = (prompted(pipe, settings, workers)(texts, [5, 6, 7]) for workers in (1, 2))
+    assert [image.tobytes() for image in one] == [image.tobytes() for image in two]
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_in_a_worker_is_not_lost(judged_checkpoint):
+    pipe = load_pipeline(str(judged_checkpoint), device="cpu")
+    with pytest.raises(ValueError, match="empty"):
+        prompted(pipe, Settings(2), workers=2)(["a star", " "], [0, 1])
 
 
 def evaluate(*arguments):

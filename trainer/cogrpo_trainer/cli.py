@@ -71,7 +71,8 @@ def evaluate(
     )
     from cogrpo_trainer.grid import save_grid
 
-    pipe = load_pipeline(model, device=_device(device), remask_temperature=remask_temperature)
+    place = _device(device)
+    pipe = load_pipeline(model, device=place, remask_temperature=remask_temperature)
     settings = Settings(steps, schedule, guidance_scale)
     job = pipe.plan(prompts[0].text, **vars(settings))[0]  # a wrong argument is an error here
     check_size(job.height, job.width)
@@ -79,7 +80,7 @@ def evaluate(
         row = bar.add_task("pictures", total=len(prompts))
         samples = run_suite(
             prompts,
-            prompted(pipe, settings),
+            prompted(pipe, settings, workers=_cores() if place == "cpu" else 1),
             seed=seed,
             batch_size=batch_size,
             on_progress=lambda made: bar.advance(row, made),
@@ -115,6 +116,13 @@ def _device(device: str | None) -> str:
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not has_gpu):
         raise typer.BadParameter(f"the device {device!r} is not here; it may be cpu or cuda")
     return device or ("cuda" if has_gpu else "cpu")
+
+
+def _cores() -> int:
+    """The cores that torch would use; OMP_NUM_THREADS and the process's affinity bound them."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _print_table(report: "Report") -> None:
