@@ -74,18 +74,23 @@ def check_compiled(model: str, case: int, *, dynamic: bool, backend: str = "indu
     torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("model", "case"), EACH_CASE)
-def test_golden_logits_as_one_graph(model: str, case: int, dynamic: bool) -> None:
+def test_golden_logits_as_one_graph(model: str, case: int) -> None:
     """The graph that a compiler gets is whole and right; kernels are made in the next tests."""
-    check_compiled(model, case, dynamic=dynamic, backend="aot_eager")
+    check_compiled(model, case, dynamic=False, backend="aot_eager")
 
 
+def test_golden_logits_as_one_graph_of_any_size() -> None:
+    check_compiled("meissonic-tiny", 1, dynamic=True, backend="eager")
+
+
+@pytest.mark.timeout(900)  # g++ makes about thirty kernels, on a machine that may be busy
 def test_golden_logits_compiled() -> None:
     check_compiled("meissonic-tiny-no-downsample", 0, dynamic=False)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("model", "case"), EACH_CASE)
 def test_golden_logits_compiled_each_case(model: str, case: int) -> None:
     check_compiled(model, case, dynamic=False)
