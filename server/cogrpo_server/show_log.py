@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from cogrpo_core.exchange.trajectory_log import Entry, connect, read_last
 from cogrpo_core.trajectory import TrajectoryError
 from cogrpo_server.settings import Settings, SettingsError
@@ -52,15 +49,11 @@ def show(url: str, last: int, replay_with: str | None, *, as_json: bool) -> bool
     with connect(url) as connection:
         entries = read_last(connection, last)
     good = True
-    table = _table(replay=replay_with is not None)
     for line in _lines(entries, replay_with):
         good = good and line.error is None and line.identical is not False
-        if as_json:
-            print(json.dumps(asdict(line)), flush=True)
-        else:
-            _add(table, line)
-    if not as_json:
-        Console().print(table if entries else "the log is empty")
+        print(json.dumps(asdict(line)) if as_json else _text(line), flush=True)
+    if not entries and not as_json:
+        print("the log is empty")
     return good
 
 
@@ -105,21 +98,14 @@ def _line(entry: Entry, pipeline: "CoGRPOPipeline | None") -> Line:
     )
 
 
-def _table(*, replay: bool) -> Table:
-    table = Table()
-    columns = ("trajectory", "prompt", "seed", "size", "steps", "schedule", "policy")
-    for column in (*columns, "replay") if replay else columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("trajectory", "replay"))
-    return table
-
-
-def _add(table: Table, line: Line) -> None:
-    verdict = {True: "identical", False: "DIFFERENT", None: line.error or ""}[line.identical]
-    cells = [line.trajectory_id, line.prompt, line.seed, line.size, line.steps, line.schedule]
-    texts = [*(str(cell) for cell in cells), line.policy_version, verdict]
-    table.add_row(*(_plain(text) for text in texts[: len(table.columns)]))
+def _text(line: Line) -> str:
+    if line.error is not None:
+        return _plain(f"{line.trajectory_id}  FAILED: {line.error}")
+    verdict = {True: "  identical", False: "  DIFFERENT", None: ""}[line.identical]
+    made = f"seed {line.seed}  {line.size}  {line.steps} steps  {line.schedule}"
+    return _plain(f"{line.trajectory_id}{verdict}  {made}  {line.policy_version}  {line.prompt}")
 
 
 def _plain(text: str) -> str:
-    """Without what a terminal or rich would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text).replace("[", "\\[")
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
 
 from cogrpo_core.shapes.captions import caption
 from cogrpo_core.shapes.checker import TASKS
 from cogrpo_core.shapes.scenes import held_out
 from cogrpo_core.shapes.suites import Prompt, task_spec
-from cogrpo_trainer.evaluate import load_pipeline, run_suite, summarize
+from cogrpo_trainer.evaluate import Settings, load_pipeline, prompted, run_suite, summarize
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
 REMASK_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -48,10 +48,8 @@ def score_constants(folder: Path, constants: Constants, steps: int, prompts: lis
     temperature = constants.remask_temperature
     pipe = load_pipeline(str(folder), device="cpu", remask_temperature=temperature)
 
-    def generate(texts: list[str], seeds: list[int]) -> list[Image.Image]:
-        scale = constants.guidance_scale
-        return pipe(texts, num_inference_steps=steps, guidance_scale=scale, seed=seeds).images
-
+    settings = Settings(num_inference_steps=steps, guidance_scale=constants.guidance_scale)
+    generate = prompted(pipe, settings, workers=torch.get_num_threads())
     _, overall = summarize(run_suite(prompts, generate, seed=SEED))
     return overall.score
 
