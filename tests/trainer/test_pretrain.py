@@ -191,6 +191,17 @@ def test_exported_folder_loads_and_reconstructs(vqvae, tmp_path: Path):
     assert reconstruct(vqvae, pictures).shape == pictures.shape
 
 
+def test_training_goes_on_from_a_checkpoint(vqvae, tmp_path: Path):
+    model = train_model(MODEL, vqvae, tmp_path / "first", lambda *_: None)
+    export(tmp_path / "checkpoint", model, vqvae, Constants(2.0, 2.0))
+    start = load_checkpoint(tmp_path / "checkpoint")
+    still = replace(MODEL, muon_lr=0.0, adam_lr=0.0, steps=1)
+    again = train_model(still, start.vqvae, tmp_path / "second", lambda *_: None, start=start)
+    stored = dict(start.transformer.named_parameters())
+    for name, value in again.transformer.named_parameters():
+        assert torch.allclose(stored[name], value), name
+
+
 def test_practice_prompts_are_not_held_out():
     from cogrpo_core.shapes.scenes import held_out
 

@@ -22,6 +22,9 @@ def pretrain(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the model's training [default: 7000].")
     ] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Checkpoint to go on from: its codes and its weights.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads [default: all cores].")
     ] = None,
@@ -62,7 +65,7 @@ def pretrain(
                 console.print(f"{stage} {step}/{total}: {note}", soft_wrap=True)
 
         try:
-            folder = run(out, config, progress)
+            folder = run(out, config, progress, start_from)
         except PretrainError as error:
             typer.echo(f"cogrpo pretrain: {error}", err=True)
             raise typer.Exit(1) from None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig
 
+from cogrpo_core.models.checkpoint import Checkpoint
 from cogrpo_core.models.config import TransformerConfig
 from cogrpo_core.models.text_encoder import TextEncoder
 from cogrpo_core.models.transformer import MeissonicTransformer
@@ -188,20 +189,26 @@ def train_model(
     *,
     save_every: int = 500,
     on_save: Callable[[int, EmbeddedModel], None] | None = None,
+    start: Checkpoint | None = None,
 ) -> EmbeddedModel:
     """Trains to `config.steps`, or goes on from the state in `folder`; gives the averaged model.
+
+    Without a state it begins with the weights of `start`, if given, or else with random ones.
 
     `report(step, values)` is called every 25 steps, `on_save(step, averaged model)` whenever the
     state is saved. Raises RuntimeError when the gradient is not finite; the saved state stays good.
     """
     tokenizer = PatchTokenizer(vqvae)
     model = build_model(config, vqvae)
+    if start is not None:
+        model.transformer.load_state_dict(start.transformer.state_dict())
+        model.text_encoder.load_state_dict(start.text_encoder.state_dict())
     average = copy.deepcopy(model)
     optims = optimizers(model, config)
     modules = {"model": model, "average": average}
-    start = load_state(folder, modules, optims)
+    first = load_state(folder, modules, optims)
     forward = torch.compile(model, dynamic=True)
-    for step in range(start, config.steps):
+    for step in range(first, config.steps):
         for optim, base in zip(optims, (config.muon_lr, config.adam_lr), strict=True):
             for group in optim.param_groups:
                 group["lr"] = base * rate(step, config)

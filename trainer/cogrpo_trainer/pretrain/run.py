@@ -15,7 +15,12 @@ from diffusers import VQModel
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from cogrpo_core.models.checkpoint import GenerationDefaults, save_checkpoint
+from cogrpo_core.models.checkpoint import (
+    Checkpoint,
+    GenerationDefaults,
+    load_checkpoint,
+    save_checkpoint,
+)
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.shapes.scenes import IMAGE_SIZE
 from cogrpo_core.shapes.suites import reconstruction_agreement
@@ -44,14 +49,21 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
-def pretrain(folder: Path, config: PretrainConfig, progress: Progress) -> Path:
+def pretrain(
+    folder: Path, config: PretrainConfig, progress: Progress, start_from: str | None = None
+) -> Path:
     """Makes the embedded model from nothing, or goes on with it; gives the checkpoint's folder.
 
-    Raises PretrainError where the codes fail their gate.
+    `start_from` names a checkpoint whose codes are kept and whose weights the model starts with.
+    Raises PretrainError where the codes fail their gate, CheckpointError for a bad `start_from`.
     """
     with SummaryWriter(str(folder / "tensorboard")) as board:
-        vqvae = make_codes(folder, config.codes, board, progress)
-        model = make_model(folder, config.model, vqvae, board, progress)
+        start = None if start_from is None else load_checkpoint(start_from)
+        if start is None:
+            vqvae = make_codes(folder, config.codes, board, progress)
+        else:
+            vqvae = start.vqvae
+        model = make_model(folder, config.model, vqvae, board, progress, start)
         target = folder / "checkpoint"
         export(target, model, vqvae, START)
         constants = best_constants(target, STEPS, partial(progress, "constants"))
@@ -103,6 +115,7 @@ def make_model(
     vqvae: VQModel,
     board: SummaryWriter,
     progress: Progress,
+    start: Checkpoint | None = None,
 ) -> EmbeddedModel:
     """The trained transformer and text encoder; pictures of fixed prompts go to TensorBoard."""
 
@@ -120,7 +133,7 @@ def make_model(
         pictures = np.stack([np.asarray(image) for image in output.images])
         board.add_images("model/pictures", pictures, step, dataformats="NHWC")
 
-    return train_model(config, vqvae, folder / "model", report, on_save=show)
+    return train_model(config, vqvae, folder / "model", report, on_save=show, start=start)
 
 
 def export(folder: Path, model: EmbeddedModel, vqvae: VQModel, constants: Constants) -> None:
