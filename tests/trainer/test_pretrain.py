@@ -107,7 +107,7 @@ def test_rates_rise_and_fall():
 
 
 def test_every_parameter_has_one_optimizer(vqvae):
-    model = model_module.build_model(MODEL, vqvae)
+    model = model_module.build_model(MODEL, vqvae, train_tokenizer(captions=50))
     given = [p for o in optimizers(model, MODEL) for g in o.param_groups for p in g["params"]]
     assert len(given) == len(set(given)) == len(list(model.parameters()))
 
@@ -200,6 +200,13 @@ def test_training_goes_on_from_a_checkpoint(vqvae, tmp_path: Path):
     stored = dict(start.transformer.named_parameters())
     for name, value in again.transformer.named_parameters():
         assert torch.allclose(stored[name], value), name
+
+
+def test_a_resumed_run_keeps_its_words(vqvae, tmp_path: Path):
+    train_model(replace(MODEL, steps=2), vqvae, tmp_path, lambda *_: None, save_every=2)
+    config = replace(MODEL, captions=50)  # would learn other words
+    model = train_model(config, vqvae, tmp_path, lambda *_: None, save_every=2)
+    assert len(model.text_encoder.tokenizer) == len(train_tokenizer(captions=MODEL.captions))
 
 
 def test_practice_prompts_are_not_held_out():

@@ -16,7 +16,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from cogrpo_core.models.checkpoint import Checkpoint
 from cogrpo_core.models.config import TransformerConfig
@@ -81,10 +81,9 @@ class EmbeddedModel(nn.Module):
         return self.transformer.head(states.hidden[masked])
 
 
-def build_model(config: ModelConfig, vqvae: VQModel) -> EmbeddedModel:
-    """An untrained model for the codes of `vqvae`."""
+def build_model(config: ModelConfig, vqvae: VQModel, tokenizer: CLIPTokenizer) -> EmbeddedModel:
+    """An untrained model for the codes of `vqvae` and the words of `tokenizer`."""
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(captions=config.captions, seed=config.seed)
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
@@ -199,7 +198,8 @@ def train_model(
     state is saved. Raises RuntimeError when the gradient is not finite; the saved state stays good.
     """
     tokenizer = PatchTokenizer(vqvae)
-    model = build_model(config, vqvae)
+    words = start.text_encoder.tokenizer if start else _words(config, folder / "tokenizer")
+    model = build_model(config, vqvae, words)
     if start is not None:
         model.transformer.load_state_dict(start.transformer.state_dict())
         model.text_encoder.load_state_dict(start.text_encoder.state_dict())
@@ -232,6 +232,13 @@ def train_model(
             if on_save is not None:
                 on_save(done, average)
     return average.eval()
+
+
+def _words(config: ModelConfig, folder: Path) -> CLIPTokenizer:
+    """The run's tokenizer, kept beside its states: their ids mean nothing with another one."""
+    if not folder.exists():
+        train_tokenizer(captions=config.captions, seed=config.seed).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @torch.no_grad()
