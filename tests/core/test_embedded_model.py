@@ -9,7 +9,7 @@ import pytest
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.shapes.suites import score, suite
 
-SINGLE = [prompt for prompt in suite("geneval-shapes", 8) if prompt.task == "single_object"]
+SINGLE = [prompt for prompt in suite("geneval-shapes", 20) if prompt.task == "single_object"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def test_it_draws_single_objects_of_the_held_out_split(pipe: CoGRPOPipeline) -> 
         score(prompt.task, prompt.spec, np.asarray(image))
         for prompt, image in zip(SINGLE, images, strict=True)
     ]
-    # Eight pictures scatter widely; pictures of other prompts pass in one case of twenty.
-    assert np.mean(scores) >= 0.25, dict(zip(texts, scores, strict=True))
+    # 0.70 was measured; half of it leaves room for rounding, and a broken model fails it.
+    assert np.mean(scores) >= 0.35, dict(zip(texts, scores, strict=True))
 
 
 def test_any_prompt_gives_a_picture_and_replays(pipe: CoGRPOPipeline) -> None:
