@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from cogrpo_core.shapes.render import render
-from cogrpo_core.shapes.scenes import held_out, sample_scene, sample_spec
+from cogrpo_core.shapes.scenes import sample_scene
+from cogrpo_trainer.pretrain.data import training_spec
 from cogrpo_trainer.pretrain.patches import (
     PatchTokenizer,
     as_images,
@@ -69,12 +70,7 @@ def build_vqvae(config: CodesConfig) -> VQModel:
 
 def training_pictures(number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Fresh pictures of compositions that are not held out, uint8 [B, 64, 64, 3]."""
-    images: list[NDArray[np.uint8]] = []
-    while len(images) < number:
-        spec = sample_spec(rng)
-        if not held_out(spec):
-            images.append(render(sample_scene(spec, rng)))
-    return np.stack(images)
+    return np.stack([render(sample_scene(training_spec(rng), rng)) for _ in range(number)])
 
 
 def train_codes(config: CodesConfig, folder: Path, report: Report) -> VQModel:

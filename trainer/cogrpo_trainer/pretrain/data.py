@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogrpo_core.shapes.captions import caption
 from cogrpo_core.shapes.render import render
-from cogrpo_core.shapes.scenes import held_out, sample_scene, sample_spec
+from cogrpo_core.shapes.scenes import Spec, held_out, sample_scene, sample_spec
 from cogrpo_trainer.pretrain.patches import PatchTokenizer
 
 CAPTION_DROPOUT = 0.1
@@ -32,15 +32,20 @@ class Batch:
     """[B], steps remaining."""
 
 
+def training_spec(rng: np.random.Generator) -> Spec:
+    """A random spec of the training mixture that is not held out."""
+    while held_out(spec := sample_spec(rng)):
+        pass
+    return spec
+
+
 def make_batch(tokenizer: PatchTokenizer, size: int, *, seed: int, step: int) -> Batch:
     """The batch of `step`: compositions that are not held out, captions dropped for one in ten."""
     rng = np.random.default_rng([seed, step])
     captions: list[str] = []
     images: list[NDArray[np.uint8]] = []
     while len(captions) < size:
-        spec = sample_spec(rng)
-        if held_out(spec):
-            continue
+        spec = training_spec(rng)
         images.append(render(sample_scene(spec, rng)))
         captions.append("" if rng.random() < CAPTION_DROPOUT else caption(spec, rng))
     tokens = torch.from_numpy(tokenizer(np.stack(images)))
