@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cogrpo_core.models.config import FolderConfig, Size
+from cogrpo_core.models.config import Flag, FolderConfig, Size
 from cogrpo_core.models.layers import Sinusoids, TwoLayer
 from cogrpo_core.models.weights import load_module, read_config, save_module
 
@@ -39,6 +39,8 @@ class SchedulePolicyConfig(FolderConfig):
     """What one unit of a raw action adds to logit r, log tau_s, log tau_r and log s."""
     sigma: Scale = 0.3
     """The standard deviation of every raw action."""
+    active: tuple[Flag, Flag, Flag, Flag] = (True, True, True, True)
+    """Which of r, tau_s, tau_r and s the policy moves; the others stay the base schedule's."""
 
     @classmethod
     def for_width(cls, feature_dim: int) -> Self:
@@ -109,19 +111,24 @@ class SchedulePolicy(nn.Module):
             x = F.gelu(self.pointwise(x)).flatten(1, 2)
             x = self.mlp_in(torch.cat([x.mean(1), x.amax(1)], dim=-1))
             x = F.gelu(self.mlp_out(F.gelu(self.mlp_norm(x, emb))))
-            mean: Tensor = self.last(x)
+            mean: Tensor = self.last(x) * self._active(x)
             return mean
+
+    def _active(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.config.active, dtype=like.dtype, device=like.device)
 
     def sample(self, mean: Tensor, noise: Tensor) -> Tensor:
         """The raw action [B, 4] that standard normal noise [B, 4] draws around the mean."""
-        return mean + self.config.sigma * noise
+        return mean + self.config.sigma * noise * self._active(mean)
 
     def log_prob(self, raw: Tensor, mean: Tensor, used: Tensor) -> Tensor:
         """The log-density [B] of raw actions [B, 4] over the components that `used` [B, 4] marks.
 
-        A step that does not use a component (r and tau_r at the last one) leaves it out.
+        A step that does not use a component (r and tau_r at the last one) leaves it out, and so
+        does a policy that does not move it.
         """
         sigma = self.config.sigma
+        used = used & self._active(used)
         score = -0.5 * ((raw - mean) / sigma).square() - math.log(sigma * math.sqrt(2 * math.pi))
         return torch.where(used, score, 0.0).sum(-1)
 
