@@ -120,7 +120,7 @@ def sample_group(rng: np.random.Generator, *, plain: float = 0.6, count: int = 1
     return Group(str(rng.choice(SHAPES)), color, count, size)
 
 
-def sample_look(rng: np.random.Generator, *, plain: float = 0.8) -> tuple[str, str]:
+def sample_look(rng: np.random.Generator, *, plain: float) -> tuple[str, str]:
     """A random (background, style), each the default with probability `plain`."""
     background = "white" if rng.random() < plain else str(rng.choice(list(BACKGROUNDS)[1:]))
     style = "flat" if rng.random() < plain else str(rng.choice(STYLES[1:]))
@@ -140,27 +140,32 @@ def _distinct_groups(rng: np.random.Generator, number: int, *, plain: float) -> 
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """A random spec of the training mixture: singles, counts, pairs, relations, long prompts."""
+    """A random spec of the training mixture: singles, counts, pairs, relations, long prompts.
+
+    Backgrounds and styles are learned on single objects and long prompts; of the other pictures,
+    one in five has another look than the default.
+    """
     kind = rng.random()
-    background, style = sample_look(rng)
-    if kind < 0.22:
+    if kind < 0.28:
+        background, style = sample_look(rng, plain=0.5)
         return Spec((sample_group(rng),), None, background, style)
-    if kind < 0.42:
+    if kind >= 0.93:
+        return sample_long_spec(rng)
+    background, style = sample_look(rng, plain=0.9)
+    if kind < 0.46:
         count = int(rng.integers(2, 5))
         return Spec((sample_group(rng, plain=0.8, count=count),), None, background, style)
-    if kind < 0.57:
+    if kind < 0.62:
         return Spec(_distinct_groups(rng, 2, plain=0.8), None, background, style)
-    if kind < 0.80:
+    if kind < 0.86:
         relation = str(rng.choice(RELATIONS))
         return Spec(_distinct_groups(rng, 2, plain=0.8), relation, background, style)
-    if kind < 0.86:
+    if kind < 0.90:
         first, second = _distinct_groups(rng, 2, plain=1.0)
         first = replace(first, count=int(rng.integers(1, 4)))
         second = replace(second, count=int(rng.integers(1, 5 - first.count)))
         return Spec((first, second), None, background, style)
-    if kind < 0.90:
-        return Spec(_distinct_groups(rng, 3, plain=0.8), None, background, style)
-    return sample_long_spec(rng)
+    return Spec(_distinct_groups(rng, 3, plain=0.8), None, background, style)
 
 
 def sample_long_spec(rng: np.random.Generator) -> Spec:

@@ -24,6 +24,7 @@ from cogrpo_core.models.text_encoder import TextEncoder
 from cogrpo_core.models.transformer import MeissonicTransformer
 from cogrpo_core.shapes.scenes import IMAGE_SIZE
 from cogrpo_trainer.pretrain.data import Batch, make_batch
+from cogrpo_trainer.pretrain.muon import Muon, fast_dtype
 from cogrpo_trainer.pretrain.patches import PATCH, PatchTokenizer
 from cogrpo_trainer.pretrain.state import load_state, save_state
 from cogrpo_trainer.pretrain.tokenizer import MAX_LENGTH, train_tokenizer
@@ -139,9 +140,15 @@ def optimizers(model: EmbeddedModel, config: ModelConfig) -> list[torch.optim.Op
         is_matrix = parameter.ndim == 2 and in_block and not modulation
         (matrices if is_matrix else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01),
+        Muon(matrices, lr=config.muon_lr, weight_decay=0.01),
         torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
+
+
+def fast_autocast() -> torch.autocast:
+    """bfloat16 where the CPU computes it faster than float32, else nothing."""
+    dtype = fast_dtype()
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def rate(step: int, config: ModelConfig) -> float:
@@ -153,7 +160,7 @@ def rate(step: int, config: ModelConfig) -> float:
 def loss_of(model: Callable[..., Tensor], ids: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy over the masked positions."""
     # The fused attention's backward pass is slow on CPU for so few positions.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with fast_autocast(), sdpa_kernel(SDPBackend.MATH):
         logits = model(ids, batch.tokens, batch.masked, batch.timestep)
     return F.cross_entropy(logits.float(), batch.tokens[batch.masked])
 
@@ -173,7 +180,7 @@ def probe(model: EmbeddedModel, tokenizer: PatchTokenizer, size: int = 64) -> di
     ids = model.text_encoder.tokenize(batch.captions)
     values = {}
     for name, rows in (("right", ids), ("shuffled", ids.roll(1, 0))):
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             logits = model(rows, batch.tokens, masked, batch.timestep).float()
         losses = F.cross_entropy(logits, batch.tokens[masked], reduction="none")
         values[f"object_loss_{name}"] = float(losses[is_object].mean())
