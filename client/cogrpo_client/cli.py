@@ -14,10 +14,13 @@ GROUP = "cogrpo.commands"
 USER_ERROR = 2
 
 _HELP = {
+    "compare": "Draw a base model and an improved one side by side.",
     "evaluate": "Score the model on the tasks of an evaluation suite.",
     "generate": "Make pictures from a prompt, without a server.",
     "pretrain": "Train the embedded model from nothing.",
+    "reproduce": "Reproduce the paper's tables on the embedded world.",
     "serve": "Run the service.",
+    "train": "Improve a model and its schedule with Co-GRPO.",
     "trajectories": "Show, and replay, what the service logged last.",
 }
 

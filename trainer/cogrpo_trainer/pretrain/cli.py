@@ -25,6 +25,9 @@ def pretrain(
     start_from: Annotated[
         str | None, typer.Option(help="Checkpoint to go on from: its codes and its weights.")
     ] = None,
+    rewards_only: Annotated[
+        bool, typer.Option(help="Make only the rewards, for the codes of --start-from.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads [default: all cores].")
     ] = None,
@@ -45,6 +48,7 @@ def pretrain(
     config = replace(
         config,
         codes=replace(config.codes, seed=seed),
+        rewards=config.rewards.seeded(seed),
         model=replace(config.model, seed=seed, steps=steps or config.model.steps),
     )
     console = Console(stderr=True)
@@ -65,7 +69,7 @@ def pretrain(
                 console.print(f"{stage} {step}/{total}: {note}", soft_wrap=True)
 
         try:
-            folder = run(out, config, progress, start_from)
+            folder = run(out, config, progress, start_from, rewards_only=rewards_only)
         except PretrainError as error:
             typer.echo(f"cogrpo pretrain: {error}", err=True)
             raise typer.Exit(1) from None

@@ -1,7 +1,7 @@
-"""`cogrpo pretrain`: codes, model, best constants, and the checkpoint folder, each resumable.
+"""`cogrpo pretrain`: codes, rewards, model, best constants, and the checkpoint, each resumable.
 
-Everything lies in one folder: `codes/` and `model/` hold the training states, `tensorboard/` the
-curves and pictures, `checkpoint/` the result.
+Everything lies in one folder: `codes/`, `rewards/states/` and `model/` hold the training states,
+`tensorboard/` the curves and pictures, `rewards/` and `checkpoint/` the results.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from cogrpo_trainer.pretrain.codes import CodesConfig, decode, train_codes
 from cogrpo_trainer.pretrain.constants import Constants, best_constants, practice_prompts
 from cogrpo_trainer.pretrain.model import EmbeddedModel, ModelConfig, train_model
 from cogrpo_trainer.pretrain.patches import PatchTokenizer
+from cogrpo_trainer.pretrain.rewards.train import RewardsConfig, train_rewards
 
 AGREEMENT_GATE = 0.95
 STEPS = 16  # of the sampler, for which the constants are chosen
@@ -43,26 +44,40 @@ class PretrainError(RuntimeError):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The two trainings' sizes and budgets."""
+    """The trainings' sizes and budgets."""
 
     codes: CodesConfig = field(default_factory=CodesConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
 def pretrain(
-    folder: Path, config: PretrainConfig, progress: Progress, start_from: str | None = None
+    folder: Path,
+    config: PretrainConfig,
+    progress: Progress,
+    start_from: str | None = None,
+    *,
+    rewards_only: bool = False,
 ) -> Path:
     """Makes the embedded model from nothing, or goes on with it; gives the checkpoint's folder.
 
-    `start_from` names a checkpoint whose codes are kept and whose weights the model starts with.
-    Raises PretrainError where the codes fail their gate, CheckpointError for a bad `start_from`.
+    `start_from` names a checkpoint whose codes are kept and whose weights the model starts with; it
+    has its rewards already. `rewards_only` makes those for its codes, and gives their folder.
+    Raises PretrainError where the codes fail their gate or there are none for `rewards_only`,
+    CheckpointError for a bad `start_from`.
     """
+    if rewards_only and start_from is None:
+        raise PretrainError("--rewards-only needs --start-from, a checkpoint whose codes it takes")
     with SummaryWriter(str(folder / "tensorboard")) as board:
         start = None if start_from is None else load_checkpoint(start_from)
         if start is None:
             vqvae = make_codes(folder, config.codes, board, progress)
         else:
             vqvae = start.vqvae
+        if start is None or rewards_only:
+            rewards = make_rewards(folder / "rewards", config.rewards, vqvae, board, progress)
+        if rewards_only:
+            return rewards
         model = make_model(folder, config.model, vqvae, board, progress, start)
         target = folder / "checkpoint"
         export(target, model, vqvae, START)
@@ -98,6 +113,19 @@ def make_codes(
             f"less than {AGREEMENT_GATE}: train more codes, or longer"
         )
     return vqvae
+
+
+def make_rewards(
+    folder: Path, config: RewardsConfig, vqvae: VQModel, board: SummaryWriter, progress: Progress
+) -> Path:
+    """The folder of the world's trained rewards, for pictures of these codes."""
+
+    def report(reward: str, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            board.add_scalar(f"{reward}/{name}", value, step)
+        progress(reward, step, config.budgets[reward], values)
+
+    return train_rewards(folder, config, vqvae, report)
 
 
 @torch.no_grad()

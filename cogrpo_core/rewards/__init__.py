@@ -1,0 +1,1 @@
+"""Rewards: scores of pictures for prompts, those of the embedded world and their composite."""

@@ -1,0 +1,116 @@
+"""Items, rows and page of the reproduction, on made-up scores."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cogrpo_client.cli import build_app
+from cogrpo_core.rewards.quality import style_of
+from cogrpo_trainer.measure import gains, held_out_prompts, mean
+from cogrpo_trainer.reproduce.execute import Budget, Laboratory
+from cogrpo_trainer.reproduce.page import write_page
+from cogrpo_trainer.reproduce.plan import BASE, ITEMS, RUNS, Measure, limited
+from cogrpo_trainer.reproduce.tables import rows_of
+
+PROMPTS = held_out_prompts(70)
+
+
+def fake(wanted: Measure) -> dict[str, np.ndarray]:
+    """Better by 0.1 a cycle, the noise of a prompt shared by all measures."""
+    rng = np.random.default_rng(0)
+    names = ("shapes-align", "shapes-quality", "shapes-judge", "checker")
+    noise = {name: rng.normal(size=len(PROMPTS)) for name in names}
+    return {name: noise[name] + 0.1 * wanted.cycle + 0.01 * wanted.seed for name in names}
+
+
+def test_every_measure_has_a_run_and_a_file_of_its_own():
+    wanted = {m for item in ITEMS.values() for rows in item.rows.values() for m in rows}
+    assert len({m.key for m in wanted}) == len(wanted)
+    for each in wanted:
+        assert each.model == BASE or each.seed < RUNS[each.model].seeds
+
+
+def test_every_paper_figure_belongs_to_a_row():
+    for item in ITEMS.values():
+        assert item.paper.keys() <= item.rows.keys(), item.name
+
+
+@pytest.mark.parametrize("name", list(ITEMS))
+def test_rows_have_means_and_paired_gains(name):
+    item = limited(ITEMS[name], 2)
+    rows = rows_of(item, fake, PROMPTS)
+    assert [row["label"] for row in rows] == list(item.rows)
+    for row, measures in zip(rows, item.rows.values(), strict=True):
+        first = next(iter(item.rows.values()))
+        expected = np.mean([0.1 * m.cycle + 0.01 * m.seed for m in measures]) - np.mean(
+            [0.1 * m.cycle + 0.01 * m.seed for m in first]
+        )
+        for cell in row["columns"].values():
+            assert cell["gain"]["value"] == pytest.approx(expected, abs=1e-9)
+            assert cell["gain"]["high"] - cell["gain"]["low"] < 1e-9  # the noise is shared
+            assert cell["mean"]["high"] - cell["mean"]["low"] > 0.1
+            assert len(cell["by_seed"]) == len(measures)
+
+
+def test_styles_and_suites_are_their_own_columns():
+    rows = rows_of(ITEMS["table-3"], fake, PROMPTS)
+    counts = {name: cell["mean"]["n"] for name, cell in rows[0]["columns"].items()}
+    flat = sum(style_of(prompt.text) == "flat" for prompt in PROMPTS)
+    assert counts["shapes-quality/flat"] == flat
+    assert (
+        sum(counts[f"shapes-quality/{s}"] for s in ("flat", "cartoon", "shaded", "striped")) == 70
+    )
+    zero_shot = rows_of(ITEMS["table-4"], fake, PROMPTS)
+    assert zero_shot[0]["columns"]["geneval"]["mean"]["n"] == 60
+    assert zero_shot[0]["columns"]["long"]["mean"]["n"] == 10
+
+
+def test_the_page_shows_all_that_was_found(tmp_path):
+    results = {
+        name: {
+            "prompts": 70,
+            "budget": {"scale": 0.5},
+            "command": "cogrpo reproduce all",
+            "commit": "abc",
+            "rows": rows_of(item, fake, PROMPTS),
+        }
+        for name, item in ITEMS.items()
+    }
+    results["table-5b"]["seconds"] = dict.fromkeys(ITEMS["table-5b"].rows, 0.1)
+    write_page(results, tmp_path / "page.md", tmp_path / "images")
+    text = (tmp_path / "page.md").read_text()
+    for name, item in ITEMS.items():
+        assert f"## {name}: {item.title}" in text
+        for label, value in item.paper.items():
+            assert label in text and value in text
+    assert "with 0.5 of the iterations" in text
+    assert (tmp_path / "images" / "reproduction-steps.png").stat().st_size > 5000
+
+
+def test_runs_differ_only_in_what_their_name_says(tmp_path):
+    laboratory = Laboratory(tmp_path, Budget())
+    base = laboratory.config("co-grpo", 0)
+    assert laboratory.config("co-grpo", 1).seed == 1
+    naive = laboratory.config("naive", 0)
+    assert naive.mode == "model-only"
+    assert naive.iterations == base.iterations  # the same budget
+    assert laboratory.config("schedule-only", 0).iterations == base.iterations
+    only = laboratory.config("actions-2", 0)
+    assert only.schedule_phase.actions == ("remask_ratio", "remask_temperature")
+    assert only.model_phase == base.model_phase
+    small = Laboratory(tmp_path, Budget(scale=0.25)).config("co-grpo", 0)
+    assert small.model_phase.iterations == round(base.model_phase.iterations / 4)
+
+
+def test_means_leave_out_what_is_missing():
+    found = mean(np.array([1.0, np.nan, 3.0]))
+    assert (found.value, found.n) == (2.0, 2)
+    assert np.isnan(mean(np.array([np.nan])).value)
+    paired = gains({"a": np.array([2.0, 3.0])}, {"a": np.array([1.0, 1.0])})
+    assert paired["a"].value == 1.5
+
+
+def test_an_unknown_item_is_one_line(monkeypatch):
+    monkeypatch.setattr("cogrpo_trainer.reproduce.cli.restart_with_allocator", lambda: None)
+    result = CliRunner().invoke(build_app("reproduce"), ["reproduce", "table-9"])
+    assert "unknown item 'table-9'" in str(result.exception)

@@ -1,0 +1,63 @@
+"""Two learners under Ray Train make the update of one, to float tolerance; so do rollout actors."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from cogrpo_trainer.state import load_state
+from cogrpo_trainer.train.distributed import train_distributed
+from cogrpo_trainer.train.rollouts import ActorSampler
+from cogrpo_trainer.train.run import Trainer, place_of
+from tests.trainer.train.conftest import composite
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    root = str(Path(__file__).parents[3])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_learners_are_one(make_config, tmp_path, sharded):
+    plain = make_config()
+    alone = Trainer(plain, tmp_path / "alone", composite())
+    alone.run()
+    train_distributed(make_config(workers=2, sharded=sharded), tmp_path / "together", composite)
+    saved = load_state(tmp_path / "together" / "state")
+    assert saved is not None
+    assert saved.step == plain.iterations
+    for name, value in alone.trained.parameters().items():
+        assert torch.allclose(saved.parts["weights"][name], value, atol=2e-4), name
+    start = Trainer(plain, tmp_path / "start", composite()).trained.parameters()
+    moved = max(
+        float((saved.parts["weights"][n] - v.detach()).abs().max()) for n, v in start.items()
+    )
+    assert moved > 1e-3  # there was something to agree on
+
+
+@pytest.mark.timeout(120)
+def test_rollout_actors_give_the_same_trajectories(make_config, tmp_path):
+    trainer = Trainer(make_config(rollout_batch=1), tmp_path, composite())
+    trainer.step()  # weights that the actors have to be given
+    ask = trainer._ask(place_of(trainer.config, 2))
+    here = trainer.sampler(ask)
+    actors = ActorSampler(trainer.checkpoint, samples_per_pass=1, actors=2)
+    there = actors(ask)
+    assert np.array_equal(here.images, there.images)
+    for a, b in zip(here.trajectories, there.trajectories, strict=True):
+        assert np.array_equal(a.tokens, b.tokens)
+        assert np.allclose(a.token_logprob, b.token_logprob, atol=1e-5)

@@ -1,0 +1,1 @@
+"""`cogrpo reproduce`: the paper's tables in form, on the embedded world."""

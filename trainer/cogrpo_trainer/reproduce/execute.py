@@ -1,0 +1,210 @@
+"""Carries out what an item needs: trainings with a checkpoint a cycle, searches, measures.
+
+All of it is resumable: a training goes on from its last state, a finished measure is a file.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_core.rewards.composite import Composite
+from cogrpo_core.rewards.load import load_reward
+from cogrpo_core.schedule import ScheduleSpec
+from cogrpo_trainer.measure import Scores, held_out_prompts, measure
+from cogrpo_trainer.reproduce.plan import (
+    BASE,
+    BEST_CONSTANT,
+    BEST_STATIC,
+    CYCLES,
+    HORIZON,
+    RUNS,
+    Measure,
+)
+from cogrpo_trainer.reproduce.search import best_constant, best_static
+from cogrpo_trainer.train.config import TrainConfig, load_config, merged
+from cogrpo_trainer.train.run import Iteration, Trainer
+
+MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
+MEASURE_SEED = 500_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent; smaller ones try the machinery, and say so in their results."""
+
+    prompts: int = 280
+    """Held-out prompts of each measure."""
+    scale: float = 1.0
+    """Of the preset's iterations."""
+    search: int = 40
+    """Candidates of a search for a schedule."""
+    model: str = "shapes"
+
+
+class Laboratory:
+    """The folder of a reproduction and what was found in it so far."""
+
+    def __init__(
+        self, folder: Path, budget: Budget, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.folder = folder
+        self.budget = budget
+        self.say = say
+
+    @cached_property
+    def composite(self) -> Composite:
+        """All rewards, trained on or not."""
+        return Composite(
+            [load_reward(name) for name in MEASURED],
+            weights=dict.fromkeys(MEASURED, 1.0),
+            timeout_s=600.0,
+        )
+
+    def scores(self, wanted: Measure) -> Scores:
+        """The scores of a measure, from its file or made now."""
+        path = self.folder / "measures" / f"{wanted.key}.json"
+        if path.exists():
+            saved = json.loads(path.read_text())
+            if saved["prompts"] == self.budget.prompts:
+                return {name: np.array(values) for name, values in saved["scores"].items()}
+        folder = self.checkpoint(wanted)
+        schedule = self.schedule(wanted)
+        self.say(f"measuring {wanted.key}")
+        pipe = CoGRPOPipeline.from_pretrained(folder)
+        pipe.samples_per_pass = 8
+        found = measure(
+            pipe,
+            self.composite,
+            held_out_prompts(self.budget.prompts),
+            schedule=schedule,
+            steps=wanted.steps,
+            seed=MEASURE_SEED,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: np.round(each, 5).tolist() for name, each in found.items()}
+        path.write_text(
+            json.dumps(
+                {
+                    "measure": asdict(wanted),
+                    "prompts": self.budget.prompts,
+                    "budget": asdict(self.budget),
+                    "commit": commit(),
+                    "scores": values,
+                }
+            )
+        )
+        return found
+
+    def checkpoint(self, wanted: Measure) -> str:
+        """The checkpoint that a measure is about; trains its run as far as needed."""
+        if wanted.model == BASE:
+            return self.budget.model
+        return str(self.train(wanted.model, wanted.seed, wanted.cycle))
+
+    def schedule(self, wanted: Measure) -> ScheduleSpec:
+        """The schedule that a measure is about; searched for where it has to be found."""
+        if wanted.schedule not in (BEST_CONSTANT, BEST_STATIC):
+            return wanted.schedule
+        path = self.folder / "searches" / f"{wanted.schedule}.json"
+        if not path.exists():
+            self.say(f"searching the {wanted.schedule} schedule")
+            search = best_constant if wanted.schedule == BEST_CONSTANT else best_static
+            found = search(
+                self.budget.model, self.composite, self.config("co-grpo", 0), self.budget
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1))
+        saved: dict[str, Any] = json.loads(path.read_text())
+        return dict(saved["schedule"])
+
+    def config(self, run: str, seed: int) -> TrainConfig:
+        """The settings of a run."""
+        preset = load_config("shapes", None, [f"cycles={CYCLES}"]).model_dump(mode="json")
+        values = merged(preset, dict(RUNS[run].settings))
+        values |= {"seed": seed, "model": self.budget.model, "num_inference_steps": HORIZON}
+        config = TrainConfig.model_validate(values)
+        phases = {}
+        for name in ("model_phase", "schedule_phase"):
+            phase = getattr(config, name)
+            count = max(1, round(phase.iterations * self.budget.scale))
+            phases[name] = phase.model_copy(update={"iterations": count})
+        if run == "naive":  # the same number of iterations, all for the model
+            both = phases["model_phase"].iterations + phases["schedule_phase"].iterations
+            phases["model_phase"] = phases["model_phase"].model_copy(update={"iterations": both})
+        if run == "schedule-only":
+            both = phases["model_phase"].iterations + phases["schedule_phase"].iterations
+            phases["schedule_phase"] = phases["schedule_phase"].model_copy(
+                update={"iterations": both}
+            )
+        return config.model_copy(update=phases)
+
+    def train(self, run: str, seed: int, cycle: int) -> Path:
+        """The checkpoint of a run after `cycle` cycles."""
+        folder = self.folder / "runs" / f"{run}-s{seed}"
+        target = folder / f"cycle-{cycle}"
+        if (target / "model_index.json").exists():
+            return target
+        config = self.config(run, seed)
+        composite = Composite(
+            [load_reward(name) for name in config.rewards],
+            weights=config.rewards,
+            timeout_s=config.reward_timeout_s,
+        )
+        trainer = Trainer(config, folder, composite)
+        self.say(f"training {run}, seed {seed}, from iteration {trainer.iteration}")
+        log = folder / "iterations.jsonl"
+        length = config.iterations // config.cycles
+
+        def watch(done: Iteration) -> None:
+            row: dict[str, Any] = {"iteration": done.place.iteration, "part": done.place.part}
+            row |= {name: float(np.nanmean(v)) for name, v in done.scores.by_reward.items()}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if trainer.iteration % length == 0:
+                trainer.export(folder / f"cycle-{trainer.iteration // length}")
+                trainer.save()
+
+        trainer.run(watch)
+        assert (target / "model_index.json").exists()
+        return target
+
+    def seconds(self, wanted: Measure, pictures: int = 12) -> float:
+        """Median time of one picture on one core, scheduling policy included, decoding not."""
+        import time
+
+        pipe = CoGRPOPipeline.from_pretrained(self.checkpoint(wanted))
+        prompts = held_out_prompts(7)
+        times = []
+        for i in range(pictures):
+            began = time.perf_counter()
+            pipe(
+                prompts[i % len(prompts)].text,
+                seed=i,
+                schedule=self.schedule(wanted),
+                num_inference_steps=wanted.steps,
+                output_type="tokens",
+            )
+            times.append(time.perf_counter() - began)
+        return float(np.median(times))
+
+
+def commit() -> str:
+    """The commit that makes the figures, or `unknown` outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return " ".join(["cogrpo", *sys.argv[1:]])

@@ -1,0 +1,95 @@
+"""Renders docs/reproduction.md and its plots from the results of the items."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cogrpo_trainer.reproduce.plan import ITEMS, STEP_COUNTS
+
+HEAD = """# The paper's tables, in form, on the embedded world
+
+`cogrpo reproduce all --page docs/reproduction.md` trains, measures and writes this page;
+`cogrpo reproduce NAME` does one item. The paper's numbers are of a 1B model, ImageReward and HPSv2;
+ours are of the embedded model, `shapes-align` and `shapes-quality` ([rewards.md](rewards.md)). What
+can be compared is the form: which row is above which. {horizon}
+
+Means are over {prompts} held-out prompts with the same seeds in every row; intervals are 95 %, over
+prompts. A gain is paired, over the table's first row.
+"""
+NOTE = "Made by `{command}` at commit {commit}{budget}.\n"
+HORIZON = "T = 12 stands for the paper's 48 steps, and 2, 4, 8, 12, 16 for its 8, 16, 32, 48, 64."
+
+
+def write_page(results: Mapping[str, Any], page: Path, images: Path) -> None:
+    """The page with a section for each item that has results."""
+    if not results:
+        return
+    images.mkdir(parents=True, exist_ok=True)
+    any_result = next(iter(results.values()))
+    text = [HEAD.format(horizon=HORIZON, prompts=any_result["prompts"])]
+    for name, item in ITEMS.items():
+        if name not in results:
+            continue
+        result = results[name]
+        text.append(f"## {name}: {item.title}\n\n{_table(result)}")
+        if name == "table-5b":
+            figure = steps_figure(result)
+            figure.savefig(images / "reproduction-steps.png", dpi=110)
+            text.append("![Score against steps and time](images/reproduction-steps.png)\n")
+        scale = result["budget"]["scale"]
+        budget = "" if scale == 1.0 else f", with {scale:g} of the iterations"
+        text.append(NOTE.format(command=result["command"], commit=result["commit"], budget=budget))
+    page.write_text("\n".join(text))
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    columns = list(result["rows"][0]["columns"])
+    lines = [
+        "| | " + " | ".join(columns) + " | paper |",
+        "|---|" + "---|" * len(columns) + "---|",
+    ]
+    for i, row in enumerate(result["rows"]):
+        cells = [_cell(row["columns"][column], first=i == 0) for column in columns]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['paper']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: Mapping[str, Any], *, first: bool) -> str:
+    mean, gain = cell["mean"], cell["gain"]
+    half = (mean["high"] - mean["low"]) / 2
+    text = f"{mean['value']:.3f} ± {half:.3f}"
+    if not first:
+        text += f" ({gain['value']:+.3f}, {gain['low']:+.3f} to {gain['high']:+.3f})"
+    return text
+
+
+def steps_figure(result: Mapping[str, Any]) -> Figure:
+    """Figure 5: the first reward against steps, and against measured time."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _lines(left, result, lambda who, steps: steps)
+    left.set_xlabel("steps")
+    seconds = result.get("seconds", {})
+    _lines(right, result, lambda who, steps: seconds.get(f"{who}, {steps} steps"))
+    right.set_xlabel("seconds a picture, one core, policy included")
+    for axis in (left, right):
+        axis.set_ylabel("shapes-align")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _lines(axis: Axes, result: Mapping[str, Any], place: Any) -> None:
+    rows = {row["label"]: row["columns"]["shapes-align"]["mean"] for row in result["rows"]}
+    for who in ("base", "Co-GRPO"):
+        points = [(place(who, steps), rows[f"{who}, {steps} steps"]) for steps in STEP_COUNTS]
+        points = [(x, mean) for x, mean in points if x is not None]
+        if points:
+            xs = [x for x, _ in points]
+            axis.plot(xs, [mean["value"] for _, mean in points], marker="o", label=who)
+            axis.fill_between(
+                xs, [m["low"] for _, m in points], [m["high"] for _, m in points], alpha=0.2
+            )

@@ -1,0 +1,248 @@
+"""What is trained and measured for each table of the paper: runs, measures, items.
+
+Runs are shared between tables: Table 5c is the trace of Table 3's runs, Table 5b and Figure 5
+measure their checkpoints. `execute.py` carries out what an item needs, `tables.py` makes its rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+HORIZON = 12
+"""T of training; it stands for the paper's 48."""
+STEP_COUNTS = (2, 4, 8, 12, 16)
+"""T/6, T/3, 2T/3, T and 4T/3 for the paper's 8, 16, 32, 48 and 64."""
+CYCLES = 3
+GAMMAS = (1.0, 1.5, 2.0)
+BASE = "base"
+BEST_CONSTANT = "best-constant"
+BEST_STATIC = "best-static"
+
+ACTION_ORDER = ("remask_ratio", "remask_temperature", "sample_temperature", "guidance_scale")
+"""The order in which Table 5a adds them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: the `shapes` preset with other settings, for several seeds."""
+
+    name: str
+    seeds: int
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _runs() -> Iterable[Run]:
+    yield Run("co-grpo", 3)
+    yield Run("naive", 3, {"mode": "model-only"})
+    yield Run("joint", 3, {"mode": "joint"})
+    for count in (1, 2, 3):
+        chosen = ACTION_ORDER[:count]
+        yield Run(f"actions-{count}", 2, {"schedule_phase": {"actions": list(chosen)}})
+    for form in ("product", "token"):
+        yield Run(f"ratio-{form}", 2, {"model_phase": {"ratio": form}})
+    for sigma in (0.15, 0.6):
+        yield Run(f"sigma-{sigma}", 2, {"schedule_phase": {"sigma": sigma}})
+    yield Run("schedule-only", 2, {"mode": "schedule-only"})
+
+
+RUNS: dict[str, Run] = {run.name: run for run in _runs()}
+
+
+@dataclass(frozen=True, order=True)
+class Measure:
+    """Pictures of the held-out prompts by one model with one schedule, scored by everything."""
+
+    model: str = BASE
+    """`base`, or a run's name."""
+    seed: int = 0
+    """Of the run."""
+    cycle: int = 0
+    """The number of cycles trained."""
+    schedule: str = "meissonic"
+    """A preset's name, `learned`, or one found by search."""
+    steps: int = HORIZON
+
+    @property
+    def key(self) -> str:
+        """A file name."""
+        name = self.schedule.replace(":", "-")
+        return f"{self.model}-s{self.seed}-c{self.cycle}-{name}-t{self.steps}"
+
+
+def trained(run: str, seed: int, cycle: int = CYCLES, steps: int = HORIZON) -> Measure:
+    """The measure of a run's model as it is meant to be used."""
+    return Measure(run, seed, cycle, "learned", steps)
+
+
+def of_seeds(run: str, cycle: int = CYCLES, steps: int = HORIZON) -> list[Measure]:
+    """The same of all seeds of a run."""
+    return [trained(run, seed, cycle, steps) for seed in range(RUNS[run].seeds)]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure: its title, the paper's rows, and the measures behind ours."""
+
+    name: str
+    title: str
+    rows: dict[str, list[Measure]]
+    """The label of each row, and its measures (several seeds are pooled)."""
+    paper: dict[str, str]
+    """The paper's figures, by row."""
+    columns: tuple[str, ...] = ("shapes-align", "shapes-quality")
+
+
+BASE_AT_T = [Measure()]
+MAIN = {
+    "base": BASE_AT_T,
+    "best constant schedule": [Measure(schedule=BEST_CONSTANT)],
+    "Naive GRPO": of_seeds("naive"),
+    "Co-GRPO": of_seeds("co-grpo"),
+}
+
+
+def _gamma_rows() -> dict[str, list[Measure]]:
+    return {
+        f"gamma {gamma}, {steps} steps": [Measure(schedule=f"cosine-power:{gamma}", steps=steps)]
+        for steps in (HORIZON // 3, HORIZON)
+        for gamma in GAMMAS
+    }
+
+
+def _step_rows() -> dict[str, list[Measure]]:
+    rows: dict[str, list[Measure]] = {}
+    for steps in STEP_COUNTS:
+        rows[f"base, {steps} steps"] = [Measure(steps=steps)]
+        rows[f"Co-GRPO, {steps} steps"] = of_seeds("co-grpo", steps=steps)
+    return rows
+
+
+ITEMS: dict[str, Item] = {
+    item.name: item
+    for item in (
+        Item(
+            "table-2",
+            "The exponent of the masking schedule",
+            _gamma_rows(),
+            {
+                "gamma 1.0, 4 steps": "0.660",
+                "gamma 1.5, 4 steps": "0.872",
+                "gamma 2.0, 4 steps": "0.865",
+                "gamma 1.0, 12 steps": "0.918",
+                "gamma 1.5, 12 steps": "0.957",
+                "gamma 2.0, 12 steps": "0.937",
+            },
+        ),
+        Item(
+            "table-3",
+            "The rewards that were trained on",
+            MAIN,
+            {
+                "base": "ImageReward 0.942, HPSv2 28.83",
+                "Naive GRPO": "ImageReward 1.014 (Table 5a)",
+                "Co-GRPO": "ImageReward 1.122, HPSv2 29.37",
+            },
+        ),
+        Item(
+            "table-4",
+            "Zero-shot: the exact checker",
+            MAIN,
+            {"base": "GenEval 0.47, DPG 64.57", "Co-GRPO": "GenEval 0.55, DPG 70.10"},
+            ("geneval", "long"),
+        ),
+        Item(
+            "table-5a",
+            "Which actions the schedule may move",
+            {
+                "base": BASE_AT_T,
+                "model only": of_seeds("naive"),
+                "+ re-mask ratio": of_seeds("actions-1"),
+                "+ re-mask temperature": of_seeds("actions-2"),
+                "+ sampling temperature": of_seeds("actions-3"),
+                "+ guidance scale": of_seeds("co-grpo"),
+            },
+            {
+                "base": "0.942",
+                "model only": "1.014",
+                "+ re-mask ratio": "1.037",
+                "+ re-mask temperature": "1.070",
+                "+ sampling temperature": "1.102",
+                "+ guidance scale": "1.122",
+            },
+        ),
+        Item(
+            "table-5b",
+            "Trained at T steps, tested at others",
+            _step_rows(),
+            {
+                f"{who}, {steps} steps": value
+                for who, values in (
+                    ("base", ("0.133", "0.735", "0.902", "0.942", "0.941")),
+                    ("Co-GRPO", ("0.874", "1.053", "1.091", "1.122", "1.099")),
+                )
+                for steps, value in zip(STEP_COUNTS, values, strict=True)
+            },
+        ),
+        Item(
+            "table-5c",
+            "Cycles",
+            {"0 cycles": BASE_AT_T}
+            | {f"{c} cycles": of_seeds("co-grpo", c) for c in range(1, CYCLES + 1)},
+            dict(zip([f"{c} cycles" for c in range(4)], ["0.942", "1.067", "1.093", "1.122"])),
+        ),
+        Item(
+            "table-5d",
+            "Joint or alternating",
+            {"base": BASE_AT_T, "joint": of_seeds("joint"), "alternating": of_seeds("co-grpo")},
+            {"base": "0.942", "joint": "1.031", "alternating": "1.122"},
+        ),
+        Item(
+            "table-5e",
+            "A reward that was not trained on",
+            MAIN,
+            {"base": "MPS 13.47, CLIP 31.94", "Co-GRPO": "MPS 14.05, CLIP 32.35"},
+            ("shapes-judge",),
+        ),
+        Item(
+            "ratio",
+            "The form of the model's ratio (not in the paper)",
+            {
+                "geometric mean": of_seeds("co-grpo"),
+                "product": of_seeds("ratio-product"),
+                "token": of_seeds("ratio-token"),
+            },
+            {"product": "the paper's"},
+        ),
+        Item(
+            "sigma",
+            "Exploration (not in the paper)",
+            {
+                "sigma 0.15": of_seeds("sigma-0.15"),
+                "sigma 0.3": of_seeds("co-grpo"),
+                "sigma 0.6": of_seeds("sigma-0.6"),
+            },
+            {},
+        ),
+        Item(
+            "static",
+            "Learned against the best static schedule, the model untouched (not in the paper)",
+            {
+                "base": BASE_AT_T,
+                "best constants": [Measure(schedule=BEST_CONSTANT)],
+                "best static schedule": [Measure(schedule=BEST_STATIC)],
+                "learned schedule": of_seeds("schedule-only"),
+            },
+            {},
+        ),
+    )
+}
+
+
+def limited(item: Item, seeds: int) -> Item:
+    """The item with at most so many seeds of each run."""
+    rows = {
+        label: [each for each in measures if each.seed < seeds]
+        for label, measures in item.rows.items()
+    }
+    return replace(item, rows=rows)

@@ -1,0 +1,1 @@
+"""`cogrpo train`: Co-GRPO on prompts and rewards; rollouts, learner, alternating cycle, resume."""

@@ -1,0 +1,82 @@
+"""The ratio-equals-one gate: before an update, the log must be what the learner computes.
+
+Sampler and learner run other code over the same weights. Wherever they drift apart (guidance, a
+temperature, the time, stale weights) the ratio is not 1 before the first update, and training
+would follow the difference. So it stops here, and says where.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogrpo_core.grpo.batch import TrajectoryBatch, all_steps, pick_steps
+from cogrpo_core.grpo.likelihood import action_likelihood, token_likelihood
+from cogrpo_core.models.checkpoint import Checkpoint
+from cogrpo_trainer.train.conditions import Conditions
+
+
+class RatioGateError(RuntimeError):
+    """The logged and the recomputed log-probability differ: training must not go on."""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The largest gaps that were found, in nats."""
+
+    token_gap: float
+    action_gap: float
+
+
+@torch.no_grad()
+def check_ratio(
+    checkpoint: Checkpoint,
+    batch: TrajectoryBatch,
+    conditions: Conditions,
+    *,
+    floor: float,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    learned: Sequence[bool] | None = None,
+) -> GateReport:
+    """Recomputes both parts of `steps` random steps of a fresh rollout.
+
+    Raises `RatioGateError`, which names the part, the step and the gap, if one exceeds `floor` or
+    is not finite. `learned` says whose actions the scheduling policy took; by default all, if the
+    checkpoint has one.
+    """
+    transformer, policy = checkpoint.transformer, checkpoint.schedule_policy
+    sample_S, step_S = all_steps(batch)
+    chosen = torch.randperm(len(sample_S), generator=generator)[:steps].to(sample_S.device)
+    worst = {"model": 0.0, "schedule": 0.0}
+    for index in chosen.split(batch_size):
+        picked = pick_steps(batch, sample_S[index], step_S[index], transformer.config.mask_token_id)
+        rows = conditions.rows(transformer, picked.sample_M)
+        tokens = token_likelihood(transformer, picked, *rows)
+        gap_K = (tokens.logprob_K - tokens.logged_K).abs()
+        gap_M = gap_K.new_zeros(len(picked)).scatter_reduce(0, tokens.step_K, gap_K, "amax")
+        worst["model"] = max(worst["model"], _gate("model", gap_M, picked.step_M, floor))
+        if policy is not None:
+            actions = action_likelihood(policy, picked, tokens.features_MDhw)
+            gap_M = (actions.logprob_M - picked.action_logprob_M).abs()
+            if learned is not None:
+                taken_B = torch.tensor(learned, device=gap_M.device)
+                gap_M = gap_M * taken_B[picked.sample_M]
+            worst["schedule"] = max(
+                worst["schedule"], _gate("schedule", gap_M, picked.step_M, floor)
+            )
+    return GateReport(worst["model"], worst["schedule"])
+
+
+def _gate(part: str, gap_M: Tensor, step_M: Tensor, floor: float) -> float:
+    bad_M = ~(gap_M <= floor)  # a NaN is bad too
+    if bad_M.any():
+        first = int(bad_M.nonzero()[0])
+        raise RatioGateError(
+            f"the ratio is not 1 before the first update: at step {int(step_M[first])} the "
+            f"{part}'s log-probability differs from the log by {float(gap_M[first]):.3g}, more "
+            f"than the gate's {floor:.3g}; sampler and learner disagree, so training stops"
+        )
+    return float(gap_M.max()) if len(gap_M) else 0.0

@@ -1,0 +1,254 @@
+"""The learner: from a rollout with advantages to optimiser steps, for one phase of the cycle.
+
+The objective is cogrpo_core/grpo's; here are what is trained, how a batch is cut, and what makes an
+update be skipped. cycle.py decides which phase runs when.
+
+Shape letters: B trajectories, M steps, T steps of a trajectory.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from cogrpo_core.grpo.batch import Steps, TrajectoryBatch, all_steps, pick_steps
+from cogrpo_core.grpo.likelihood import action_likelihood, policy_features, token_likelihood
+from cogrpo_core.grpo.objective import (
+    Surrogate,
+    action_kl,
+    model_surrogate,
+    schedule_surrogate,
+    token_kl,
+)
+from cogrpo_core.models.schedule_policy import SchedulePolicy
+from cogrpo_core.models.transformer import MeissonicTransformer
+from cogrpo_trainer.train.conditions import Conditions
+from cogrpo_trainer.train.config import Phase, TrainConfig
+from cogrpo_trainer.train.fleet import Fleet, without_sync
+
+Part: TypeAlias = Literal["model", "schedule", "joint"]
+
+
+class NotFiniteError(RuntimeError):
+    """Updates were skipped too often; the last saved state is good."""
+
+
+class Loss(nn.Module):
+    """The loss of one phase, summed over steps; a module, so that data-parallel wrappers take it.
+
+    Only the phase's own part has gradients: the other is frozen, and its ratio is one (Eq. 21).
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        transformer: MeissonicTransformer,
+        policy: SchedulePolicy,
+        config: TrainConfig,
+        reference: MeissonicTransformer | None,
+    ) -> None:
+        super().__init__()
+        self.part: Part = part
+        self.config = config
+        trained: dict[Part, list[nn.Module]] = {
+            "model": [transformer],
+            "schedule": [policy],
+            "joint": [transformer, policy],
+        }
+        self.trained = nn.ModuleList(trained[part])
+        # In a tuple, so that frozen modules are no children of this one.
+        self.parts = (transformer, policy, reference)
+
+    def forward(
+        self, steps: Steps, advantage_M: Tensor, conditions: Conditions
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over steps of -surrogate + beta KL, and sums of what there is to watch."""
+        transformer, policy, reference = self.parts
+        config = self.config
+        if self.part == "schedule":
+            with torch.no_grad():
+                conditional, _ = conditions.rows(transformer, steps.sample_M)
+            features = policy_features(transformer, steps, conditional)
+            actions = action_likelihood(policy, steps, features)
+            found = schedule_surrogate(
+                actions.logprob_M, steps.action_logprob_M, advantage_M, config.schedule_phase.clip
+            )
+            # The base schedule, mean zero, is the reference.
+            kl_M = action_kl(
+                actions.mean_M4,
+                torch.zeros_like(actions.mean_M4),
+                steps.used_M4,
+                policy.config.sigma,
+            )
+            return self._sum(found, kl_M)
+        rows = conditions.rows(transformer, steps.sample_M)
+        tokens = token_likelihood(transformer, steps, *rows)
+        other_M = None
+        if self.part == "joint":
+            actions = action_likelihood(policy, steps, tokens.features_MDhw)
+            other_M = actions.logprob_M - steps.action_logprob_M
+        phase = config.model_phase
+        found = model_surrogate(tokens, advantage_M, phase.clip, phase.ratio, other_M)
+        kl_M = torch.zeros_like(advantage_M)
+        if reference is not None:
+            with torch.no_grad():
+                rows = conditions.rows(reference, steps.sample_M)
+                before = token_likelihood(reference, steps, *rows)
+            kl_M = token_kl(tokens, before, len(steps))
+        return self._sum(found, kl_M)
+
+    def _sum(self, found: Surrogate, kl_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.config.kl_weight * kl_M - found.value_M).sum()
+        return loss, {
+            "ratio": found.ratio_M.sum(),
+            "ratio_distance": (found.ratio_M - 1).abs().sum(),
+            "clip_fraction": found.clipped_M.sum(),
+            "kl": kl_M.detach().sum(),
+        }
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """One optimiser step."""
+
+    loss: float
+    gradient_norm: float
+    values: Mapping[str, float]
+    """Means over the update's steps: ratio, its distance from 1, clip fraction, KL."""
+    skipped: bool
+    """The loss or gradient was not finite, or exploding, and nothing was changed."""
+
+
+class Learner:
+    """One phase's loss and optimisers over weights that it shares with the sampler."""
+
+    def __init__(
+        self,
+        part: Part,
+        transformer: MeissonicTransformer,
+        policy: SchedulePolicy,
+        config: TrainConfig,
+        fleet: Fleet,
+        reference: MeissonicTransformer | None = None,
+    ) -> None:
+        self.part: Part = part
+        self.config = config
+        self.fleet = fleet
+        self.mask_token_id = transformer.config.mask_token_id
+        self.loss = Loss(part, transformer, policy, config, reference)
+        self.module = fleet.wrap(self.loss)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if part != "schedule":
+            self.optimizers.append(_adam(transformer, config.model_phase, config))
+        if part != "model":
+            self.optimizers.append(_adam(policy, config.schedule_phase, config))
+        self.skipped_in_a_row = 0
+
+    @property
+    def phase(self) -> Phase:
+        """The settings of this part; a joint one takes the model's."""
+        config = self.config
+        return config.schedule_phase if self.part == "schedule" else config.model_phase
+
+    def updates(
+        self,
+        batch: TrajectoryBatch,
+        advantage_B: Tensor,
+        valid_B: Tensor,
+        conditions: Conditions,
+        generator: torch.Generator,
+    ) -> Iterator[UpdateReport]:
+        """The phase's optimiser steps over one rollout, in random order of its steps.
+
+        Trajectories without a signal are left out. Raises `NotFiniteError` after `max_skipped`
+        skipped updates in a row.
+        """
+        sample_S, step_S = self._chosen(batch, valid_B, generator)
+        for index in _parts(len(sample_S), self.phase.updates, generator):
+            report = self._update(batch, sample_S[index], step_S[index], advantage_B, conditions)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
+            yield report
+            if self.skipped_in_a_row >= self.config.max_skipped:
+                raise NotFiniteError(
+                    f"{self.skipped_in_a_row} {self.part} updates in a row were not finite or "
+                    f"exploding (the last: loss {report.loss:.3g}, gradient norm "
+                    f"{report.gradient_norm:.3g}); lower the learning rate and resume: the last "
+                    "saved state is whole"
+                )
+
+    def _chosen(
+        self, batch: TrajectoryBatch, valid_B: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """All steps of trajectories with a signal, or a random share of each one's."""
+        sample_S, step_S = all_steps(batch)
+        keep_S = valid_B[sample_S]
+        if self.phase.step_share < 1:
+            rank_BT = torch.rand(batch.action_logprob_BT.shape, generator=generator)
+            inside_BT = torch.arange(rank_BT.shape[1]) < batch.num_steps_B.cpu()[:, None]
+            rank_BT = rank_BT.masked_fill(~inside_BT, 2.0).argsort(1).argsort(1)
+            wanted_B = (self.phase.step_share * batch.num_steps_B.cpu()).ceil()
+            chosen_BT = (rank_BT < wanted_B[:, None]).to(sample_S.device)
+            keep_S = keep_S & chosen_BT[sample_S, step_S]
+        return sample_S[keep_S], step_S[keep_S]
+
+    def _update(
+        self,
+        batch: TrajectoryBatch,
+        sample_M: Tensor,
+        step_M: Tensor,
+        advantage_B: Tensor,
+        conditions: Conditions,
+    ) -> UpdateReport:
+        count = self.fleet.sum(float(len(sample_M)))
+        # Data-parallel workers average their gradients; each gives its sum over the whole count.
+        scale = self.fleet.world / max(count, 1.0)
+        size = self.config.learner_batch
+        passes = self.fleet.max(-(-len(sample_M) // size))
+        total: dict[str, float] = {}
+        loss_sum = 0.0
+        for number in range(passes):
+            rows = slice(number * size, (number + 1) * size)
+            # Learners take part in as many passes as the busiest one: what is left of them is idle.
+            idle = rows.start >= len(sample_M)
+            chosen = (sample_M.new_zeros(1),) * 2 if idle else (sample_M[rows], step_M[rows])
+            steps = pick_steps(batch, *chosen, self.mask_token_id)
+            with without_sync(self.module, number + 1 < passes):
+                loss, watched = self.module(steps, advantage_B[steps.sample_M], conditions)
+                loss = loss * (0.0 if idle else scale)
+                loss.backward()
+            loss_sum += float(loss.detach())
+            for name, value in watched.items():
+                total[name] = total.get(name, 0.0) + (0.0 if idle else float(value))
+        loss_value = self.fleet.sum(loss_sum) / self.fleet.world
+        parameters = [p for p in self.loss.trained.parameters() if p.grad is not None]
+        norm = _clip_gradients(parameters, self.config.max_grad_norm)
+        fine = math.isfinite(loss_value) and norm <= self.config.max_gradient  # a NaN is not
+        if fine and count:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        means = {name: self.fleet.sum(value) / max(count, 1.0) for name, value in total.items()}
+        return UpdateReport(loss_value, norm, means, skipped=not fine)
+
+
+def _adam(module: nn.Module, phase: Phase, config: TrainConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        parameters, lr=phase.learning_rate, betas=config.betas, weight_decay=phase.weight_decay
+    )
+
+
+def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:
+    """Scales gradients down to a norm of `largest`; gives the norm before."""
+    norm = nn.utils.clip_grad_norm_(parameters, largest)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _parts(count: int, updates: int, generator: torch.Generator) -> list[Tensor]:
+    """A random order of `count` steps, cut into `updates` parts that differ by one at most."""
+    return list(torch.randperm(count, generator=generator).tensor_split(updates))

@@ -1,0 +1,59 @@
+"""How much memory a run will take, computed before it starts."""
+
+from dataclasses import dataclass
+
+from cogrpo_core.models.checkpoint import Checkpoint
+from cogrpo_trainer.train.config import TrainConfig
+
+FLOAT = 4
+GIB = 1 << 30
+ACTIVATIONS_A_BLOCK = 26
+"""Values of width D that a block keeps for its backward pass, a position; a test measures it."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by what they hold."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def lines(self) -> list[str]:
+        """One line a part, and the total."""
+        rows = [*self.parts.items(), ("in all", self.total)]
+        return [f"{size / GIB:8.2f} GiB  {name}" for name, size in rows]
+
+
+def memory_plan(checkpoint: Checkpoint, config: TrainConfig, trained: int) -> MemoryPlan:
+    """The plan for a loaded model of which `trained` parameters have gradients."""
+    transformer = checkpoint.transformer
+    model = transformer.config
+    weights = sum(p.numel() * p.element_size() for p in transformer.parameters())
+    text = sum(p.numel() * p.element_size() for p in checkpoint.text_encoder.parameters())
+    pixels = sum(p.numel() * p.element_size() for p in checkpoint.vqvae.parameters())
+    scale = 2 ** (len(checkpoint.vqvae.config["block_out_channels"]) - 1)
+    tokens = checkpoint.generation.height * checkpoint.generation.width // scale**2
+    inner = tokens // 4 if model.downsample else tokens
+    positions = inner + checkpoint.text_encoder.max_length
+    blocks = model.num_layers + model.num_single_layers
+    rows = 2 * config.learner_batch  # both passes of guidance
+    blocks_bytes = rows * blocks * positions * model.dim * ACTIVATIONS_A_BLOCK * FLOAT
+    attention = rows * blocks * model.num_attention_heads * positions**2 * FLOAT
+    # Every token is filled once in T steps, and its logits and their softmax are kept.
+    filled = -(-tokens // config.num_inference_steps) * config.learner_batch
+    logits = 3 * filled * model.codebook_size * FLOAT
+    parts = {
+        "weights of the model": weights,
+        "text encoder and VQ model": text + pixels,
+        "gradients and Adam's two moments": 3 * trained * FLOAT,
+        "average of the weights": trained * FLOAT,
+        f"activations of {config.learner_batch} steps, backward": blocks_bytes + logits,
+        "attention weights, where the backend keeps them": attention,
+    }
+    if config.kl_weight:
+        parts["reference model of the KL"] = weights
+    return MemoryPlan(parts)

@@ -1,0 +1,51 @@
+"""The prompts of an iteration: a function of the run's seed and the iteration, nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cogrpo_core.shapes.captions import caption
+from cogrpo_trainer.pretrain.data import training_spec
+from cogrpo_trainer.train.config import ConfigError
+
+SHAPES = "shapes"
+MAX_FILE_BYTES = 1 << 28
+
+
+class Prompts:
+    """Training prompts: the embedded world's (no held-out composition among them), or a file's."""
+
+    def __init__(self, source: str) -> None:
+        """Raises `ConfigError` for a file that is missing, empty or not text."""
+        self.lines = None if source == SHAPES else _read(Path(source))
+
+    def draw(self, count: int, *, seed: int, iteration: int) -> list[str]:
+        """`count` prompts."""
+        rng = np.random.default_rng([seed, iteration, 1])
+        if self.lines is None:
+            return [caption(training_spec(rng), rng) for _ in range(count)]
+        # Without repeats as far as the file reaches.
+        rounds = -(-count // len(self.lines))
+        order = np.concatenate([rng.permutation(len(self.lines)) for _ in range(rounds)])
+        return [self.lines[i] for i in order[:count]]
+
+
+def rollout_seeds(count: int, *, seed: int, iteration: int) -> list[int]:
+    """A seed for each sample of an iteration."""
+    rng = np.random.default_rng([seed, iteration, 2])
+    return [int(value) for value in rng.integers(0, 2**32, count)]
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"prompts: {path} is larger than {MAX_FILE_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"prompts: {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"prompts: {path} is not UTF-8 text") from None
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not lines:
+        raise ConfigError(f"prompts: {path} holds no prompt; give one a line")
+    return lines

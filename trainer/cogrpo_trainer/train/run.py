@@ -1,0 +1,312 @@
+"""`cogrpo train`: the alternating cycle of Co-GRPO (section 4.2) over rollouts, with exact resume.
+
+Each iteration is a function of the run's seed, its number and the weights, so that a run that was
+killed and resumed gives the weights of one that was not.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogrpo_core.grpo.advantages import Advantages, advantages
+from cogrpo_core.grpo.batch import collate
+from cogrpo_core.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cogrpo_core.models.schedule_policy import SchedulePolicy, SchedulePolicyConfig
+from cogrpo_core.rewards.composite import BatchScores, Composite
+from cogrpo_trainer.state import (
+    StateError,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+)
+from cogrpo_trainer.train.conditions import Conditions
+from cogrpo_trainer.train.config import ACTIONS, TrainConfig
+from cogrpo_trainer.train.fleet import Fleet, copy_into, shard, whole
+from cogrpo_trainer.train.gate import GateReport, check_ratio
+from cogrpo_trainer.train.learner import Learner, Part, UpdateReport
+from cogrpo_trainer.train.lora import add_lora, merged_weights
+from cogrpo_trainer.train.prompts import Prompts, rollout_seeds
+from cogrpo_trainer.train.rollouts import ActorSampler, Ask, LocalSampler, Rollout, Sampler
+from cogrpo_trainer.train.weights import Average, Trained
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run an iteration stands."""
+
+    iteration: int
+    cycle: int
+    part: Part
+    in_phase: int
+    """Counted within its phase of its cycle."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration did, for whoever watches."""
+
+    place: Place
+    rollout: Rollout
+    scores: BatchScores
+    advantages: Advantages
+    gate: GateReport
+    updates: list[UpdateReport] = field(default_factory=list)
+
+
+MAY_CHANGE = (
+    "cycles",
+    "gate_steps",
+    "image_every",
+    "max_skipped",
+    "reward_timeout_s",
+    "rollout_actors",
+    "save_every",
+    "workers",
+)
+"""Settings that a resumed run may have other values of: they do not change what is learned."""
+
+Watch = Callable[[Iteration], None]
+
+
+def place_of(config: TrainConfig, iteration: int) -> Place:
+    """The cycle and phase of an iteration: N_m of the model, then N_s of the schedule, again."""
+    cycle, rest = divmod(iteration, config.iterations // config.cycles)
+    for part, count in config.phases:
+        if rest < count:
+            return Place(iteration, cycle, part, rest)
+        rest -= count
+    raise AssertionError("iterations of a cycle add up")
+
+
+class Trainer:
+    """A run: its weights, learners and sampler, and the state that they are saved in."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        composite: Composite,
+        *,
+        checkpoint: Checkpoint | None = None,
+        fleet: Fleet | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.composite = composite
+        self.fleet = fleet or Fleet()
+        self.prompts = Prompts(config.prompts)
+        checkpoint = checkpoint or load_checkpoint(config.model, device=device)
+        self.checkpoint = replace(checkpoint, schedule_policy=fresh_policy(checkpoint, config))
+        self.device = next(checkpoint.transformer.parameters()).device
+        assert self.checkpoint.schedule_policy is not None
+        transformer = self.checkpoint.transformer.requires_grad_(True)
+        reference = None
+        if config.kl_weight and config.mode != "schedule-only":
+            reference = type(transformer)(transformer.config).to(self.device)
+            reference.load_state_dict(transformer.state_dict())
+            reference.requires_grad_(False)
+        if config.model_phase.lora_rank:
+            transformer.requires_grad_(False)
+            torch.manual_seed(config.seed)
+            add_lora(transformer, config.model_phase.lora_rank)
+        if config.sharded and self.fleet.world > 1:
+            shard(transformer)
+        self.trained = Trained(transformer, self.checkpoint.schedule_policy)
+        parts = dict.fromkeys(part for part, count in config.phases if count)
+        self.learners = {
+            part: Learner(
+                part, transformer, self.checkpoint.schedule_policy, config, self.fleet, reference
+            )
+            for part in parts
+        }
+        self.average = Average(self.trained, config.ema)
+        self.sampler = self._sampler()
+        self.iteration = 0
+        self._restore()
+
+    def run(self, watch: Watch = lambda _: None) -> None:
+        """Goes on from the last saved state to the end of the last cycle."""
+        while self.iteration < self.config.iterations:
+            watch(self.step())
+            done = self.iteration
+            if done % self.config.save_every == 0 or done == self.config.iterations:
+                self.save()
+
+    def step(self) -> Iteration:
+        """One iteration: rollout, rewards, gate, updates."""
+        config, place = self.config, place_of(self.config, self.iteration)
+        learner = self.learners[place.part]
+        phase = learner.phase
+        ask = self._ask(place)
+        rollout = self.sampler(ask)
+        scores = self.composite.score(rollout.images, list(ask.prompts))
+        grouped = {
+            name: torch.tensor(scores.by_reward[name]).view(-1, phase.group_size)
+            for name in config.rewards
+        }
+        judged = advantages(grouped, config.rewards)
+        batch = collate(rollout.trajectories).to(self.device)
+        conditions = Conditions(self.checkpoint, rollout.trajectories)
+        generator = torch.Generator().manual_seed(_mixed(config.seed, place.iteration))
+        gate = check_ratio(
+            self.checkpoint,
+            batch,
+            conditions,
+            floor=config.gate,
+            steps=config.gate_steps,
+            batch_size=config.learner_batch,
+            generator=generator,
+        )
+        updates = learner.updates(
+            batch,
+            judged.value_PG.flatten().to(self.device),
+            judged.valid_PG.flatten().to(self.device),
+            conditions,
+            generator,
+        )
+        done = Iteration(place, rollout, scores, judged, gate, list(updates))
+        self.average.update()
+        self.iteration += 1
+        return done
+
+    def save(self) -> None:
+        """Writes the state atomically; several learners call it, and the first of them writes."""
+        parts: dict[str, dict[str, Tensor]] = {
+            "weights": whole(self.trained.parameters()),
+            "average": whole(self.average.values),
+        }
+        for part, learner in self.learners.items():
+            for i, optimizer in enumerate(learner.optimizers):
+                parts[f"optimizer-{part}-{i}"] = whole(optimizer_tensors(optimizer))
+        if self.fleet.rank:
+            return
+        save_state(self.folder / "state", self.iteration, parts, self._notes())
+
+    def export(self, folder: Path) -> None:
+        """Writes the averaged model and schedule as a checkpoint folder, as `save` does."""
+        checkpoint = self.checkpoint
+        with self.trained.swapped(self.average.values):
+            weights = whole(merged_weights(checkpoint.transformer))
+            if self.fleet.rank:
+                return
+            plain = type(checkpoint.transformer)(checkpoint.transformer.config)
+            plain.load_state_dict(weights)
+            save_checkpoint(
+                folder,
+                transformer=plain,
+                vqvae=checkpoint.vqvae,
+                text_encoder=checkpoint.text_encoder,
+                schedule_policy=checkpoint.schedule_policy,
+                generation=checkpoint.generation.model_copy(
+                    update={"num_inference_steps": self.config.num_inference_steps}
+                ),
+            )
+
+    def _ask(self, place: Place) -> Ask:
+        """This learner's share of the iteration's samples: whole groups."""
+        config, phase = self.config, self.learners[place.part].phase
+        seed = config.seed
+        prompts = self.prompts.draw(phase.groups, seed=seed, iteration=place.iteration)
+        seeds = rollout_seeds(phase.batch_size, seed=seed, iteration=place.iteration)
+        repeated = [prompt for prompt in prompts for _ in range(phase.group_size)]
+        share = phase.batch_size // self.fleet.world
+        mine = slice(self.fleet.rank * share, (self.fleet.rank + 1) * share)
+        return Ask(
+            tuple(repeated[mine]),
+            tuple(seeds[mine]),
+            config.num_inference_steps,
+            explore=place.part != "model",
+        )
+
+    def _sampler(self) -> Sampler:
+        config = self.config
+        if config.rollout_actors:
+            return ActorSampler(
+                self.checkpoint,
+                samples_per_pass=config.rollout_batch,
+                actors=config.rollout_actors,
+            )
+        return LocalSampler(self.checkpoint, samples_per_pass=config.rollout_batch)
+
+    def _notes(self) -> dict[str, Any]:
+        return {
+            "base": self.checkpoint.fingerprint,
+            "config": self.config.model_dump(mode="json", exclude=set(MAY_CHANGE)),
+        }
+
+    def _restore(self) -> None:
+        """Goes back to the last saved state, if there is one of this very run."""
+        saved = load_state(self.folder / "state")
+        if saved is None:
+            return
+        parts = saved.parts
+        for name, now in self._notes().items():
+            if saved.notes.get(name) != now:
+                what = _difference(saved.notes.get(name), now)
+                raise StateError(
+                    f"{self.folder}: holds a run with another {name}{what}; "
+                    "choose another folder, or the same settings to go on"
+                )
+        names = {"weights", "average"} | {
+            f"optimizer-{part}-{i}"
+            for part, learner in self.learners.items()
+            for i in range(len(learner.optimizers))
+        }
+        if parts.keys() != names:
+            raise StateError(f"{self.folder}: the saved state holds {sorted(parts)}")
+        copy_into(self.trained.parameters(), parts["weights"])
+        copy_into(self.average.values, parts["average"])
+        for part, learner in self.learners.items():
+            for i, optimizer in enumerate(learner.optimizers):
+                restore_optimizer(optimizer, parts[f"optimizer-{part}-{i}"])
+        self.iteration = saved.step
+
+
+def fresh_policy(checkpoint: Checkpoint, config: TrainConfig) -> SchedulePolicy:
+    """The checkpoint's scheduling policy or an untrained one, with the run's sigma and actions."""
+    changes = {
+        "sigma": config.schedule_phase.sigma,
+        "active": tuple(name in config.schedule_phase.actions for name in ACTIONS),
+    }
+    old = checkpoint.schedule_policy
+    shape = old.config if old else SchedulePolicyConfig.for_width(checkpoint.transformer.config.dim)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        policy = SchedulePolicy(shape.model_copy(update=changes))
+    if old is not None:
+        policy.load_state_dict(old.state_dict())
+    device = next(checkpoint.transformer.parameters()).device
+    return policy.to(device)
+
+
+def _mixed(seed: int, iteration: int) -> int:
+    return int(np.random.default_rng([seed, iteration, 3]).integers(0, 2**63))
+
+
+def _difference(old: Any, new: Any) -> str:
+    """The first setting that differs, for a message."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    for key, path in _leaves(new):
+        before = old
+        for part in path[:-1]:
+            before = before.get(part, {}) if isinstance(before, dict) else {}
+        value = before.get(path[-1]) if isinstance(before, dict) else None
+        if value != key:
+            return f" ({'.'.join(path)} was {value}, is {key})"
+    return ""
+
+
+def _leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, list[str]]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield value, [*path, name]
