@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from cogrpo_core.allocator import ALLOCATOR
 from cogrpo_core.exchange.trajectory_log import TrajectoryWriter, connect
 from cogrpo_server.app import create_app
 from cogrpo_server.engine import Engine
@@ -113,12 +114,7 @@ def build(settings: Settings, redis_url: str, *, on_gpu: bool) -> serve.Applicat
     threads = str(settings.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if not on_gpu:
-        # glibc would hand every large tensor's pages back to the system and fault them in again.
-        environment |= {
-            "MALLOC_MMAP_THRESHOLD_": str(2**32),
-            "MALLOC_TRIM_THRESHOLD_": str(2**34),
-            "MALLOC_TOP_PAD_": str(2**28),
-        }
+        environment |= ALLOCATOR
     options = {
         "num_cpus": 1,
         "num_gpus": 1 if on_gpu else 0,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cogrpo_trainer.train.fleet import like
 
@@ -99,29 +99,6 @@ def load_state(folder: Path) -> SavedState | None:
         return SavedState(int(manifest["step"]), parts, dict(manifest["notes"]))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise StateError(f"{path}: not the manifest of a saved state ({error})") from None
-
-
-def parameters_of(module: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
-    """The module's parameters by name, all or those that are trained."""
-    named = module.named_parameters()
-    return {name: value for name, value in named if value.requires_grad or not trainable}
-
-
-@torch.no_grad()
-def restore_parameters(
-    module: nn.Module, saved: Mapping[str, Tensor], *, trainable: bool = False
-) -> None:
-    """Copies saved parameters back. Raises `StateError` unless names and shapes are the same."""
-    own = parameters_of(module, trainable=trainable)
-    for name in sorted(own.keys() ^ saved.keys()):
-        raise StateError(f"the saved state is another model's: parameter '{name}' does not match")
-    for name, value in own.items():
-        if value.shape != saved[name].shape:
-            raise StateError(
-                f"the saved state is another model's: '{name}' has shape "
-                f"{tuple(saved[name].shape)}, not {tuple(value.shape)}"
-            )
-        value.copy_(saved[name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

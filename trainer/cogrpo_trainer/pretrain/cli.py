@@ -1,19 +1,12 @@
 """`cogrpo pretrain`; torch and the models are imported when the command runs."""
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-# glibc gives large freed blocks back to the system at once, and every step faults them in again.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
+from cogrpo_core.allocator import restart_with_allocator
 
 
 def pretrain(
@@ -33,8 +26,7 @@ def pretrain(
     ] = None,
 ) -> None:
     """Train the embedded model from nothing, or go on where it stopped."""
-    if not ALLOCATOR.keys() <= os.environ.keys():  # read by the C library when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+    restart_with_allocator()
     import torch
     from rich.console import Console
     from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn

@@ -16,8 +16,8 @@ from cogrpo_core.shapes.scenes import held_out
 from cogrpo_core.shapes.suites import Prompt, task_spec
 from cogrpo_trainer.evaluate import Settings, load_pipeline, prompted, run_suite, summarize
 
-GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
-REMASK_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+GUIDANCE_SCALES = (1.25, 1.5, 2.0, 3.0, 4.0)
+REMASK_TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 PROMPTS_PER_TASK = 20
 SEED = 20_000
 

@@ -80,7 +80,10 @@ def copy_into(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def like(value: Tensor, model: Tensor) -> Tensor:
-    """A whole value, sharded as `model` is."""
-    if isinstance(model, DTensor) and not isinstance(value, DTensor) and value.ndim:
-        return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
+    """A whole value, where `model` is and sharded as it; counters stay where they are."""
+    if isinstance(value, DTensor) or not value.ndim:
+        return value
+    value = value.to(model.device)
+    if isinstance(model, DTensor):
+        return distribute_tensor(value, model.device_mesh, model.placements)
     return value
