@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 IMAGE_SIZE = 64
-LATTICE = 8  # object centres lie on multiples of this many pixels
+LATTICE = 8  # pixels; objects in a relation are at least that far apart along it
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -35,8 +35,10 @@ RADIUS = {"small": 5, "medium": 7, "large": 11}  # pixels
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_OBJECTS = 4
 GAP = 4  # pixels between two objects, at least
-# The picture's thirds along one axis, as lattice coordinates.
-THIRDS = ((8, 16), (24, 32, 40), (48, 56))
+PLACED_GAP = 2  # where the caption names places: left, middle and right must fit beside each other
+# Where centres may lie along one axis. They are 16 pixels apart, so that a token's place in the
+# picture tells which part of an object of a size it can be: tokens drawn at once then agree.
+CENTRES = {"small": (8, 24, 40, 56), "medium": (8, 24, 40, 56), "large": (16, 32, 48)}
 PLACES: dict[str, tuple[int, int]] = {  # name -> (column, row) of the thirds
     "top left": (0, 0),
     "top": (1, 0),
@@ -178,17 +180,18 @@ def sample_long_spec(rng: np.random.Generator) -> Spec:
 
 
 def sample_scene(spec: Spec, rng: np.random.Generator, attempts: int = 2000) -> Scene:
-    """A random picture of `spec`: centres on the lattice, objects at least `GAP` pixels apart.
+    """A random picture of `spec`: centres on the lattice, objects some pixels apart.
 
     Raises ValueError when no arrangement was found (an impossible spec).
     """
     wanted = [group for group in spec.groups for _ in range(group.count)]
+    gap = PLACED_GAP if any(group.place for group in wanted) else GAP
     for _ in range(attempts):
         objects: list[Object] = []
         for group in wanted:
             x, y = _sample_centre(group, len(wanted) == 1, rng)
             candidate = Object(group.shape, group.color, group.size, x, y)
-            if any(_too_close(candidate, other) for other in objects):
+            if any(_too_close(candidate, other, gap) for other in objects):
                 break
             objects.append(candidate)
         if len(objects) == len(wanted) and _relation_is_clear(spec.relation, objects):
@@ -197,21 +200,16 @@ def sample_scene(spec: Spec, rng: np.random.Generator, attempts: int = 2000) -> 
 
 
 def _sample_centre(group: Group, alone: bool, rng: np.random.Generator) -> tuple[int, int]:
-    xs: tuple[int, ...]
-    ys: tuple[int, ...]
+    xs = ys = CENTRES[group.size]
     if group.place is not None or alone:
         column, row = PLACES[group.place or "center"]
-        xs, ys = THIRDS[column], THIRDS[row]
-    else:
-        xs = ys = tuple(range(LATTICE, IMAGE_SIZE, LATTICE))
-    margin = RADIUS[group.size] + 1
-    xs = tuple(x for x in xs if margin <= x <= IMAGE_SIZE - margin)
-    ys = tuple(y for y in ys if margin <= y <= IMAGE_SIZE - margin)
+        xs = tuple(x for x in xs if x * 3 // IMAGE_SIZE == column)
+        ys = tuple(y for y in ys if y * 3 // IMAGE_SIZE == row)
     return int(rng.choice(xs)), int(rng.choice(ys))
 
 
-def _too_close(a: Object, b: Object) -> bool:
-    room = RADIUS[a.size] + RADIUS[b.size] + GAP
+def _too_close(a: Object, b: Object, gap: int) -> bool:
+    room = RADIUS[a.size] + RADIUS[b.size] + gap
     return abs(a.x - b.x) < room and abs(a.y - b.y) < room
 
 

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("open_clip")
 
+from cogrpo_core.models.checkpoint import load_checkpoint
 from cogrpo_core.rewards.clip import build_clip, read_tokenizer, text_features, tokenize
 from cogrpo_core.rewards.load import LOADERS, load_reward
 from cogrpo_core.rewards.quality import QualityConfig, QualityNet
@@ -31,7 +32,7 @@ NET = QualityConfig(image_size=64, channels=(4, 4, 4, 4, 4), hidden=4)
 
 
 def tiny() -> RewardsConfig:
-    config = RewardsConfig(embed_dim=8, text_width=8, text_layers=1, quality_net=NET)
+    config = RewardsConfig(embed_dim=8, text_width=8, text_layers=1, quality_net=NET, probe=2)
     few = ClipTraining(steps=4, groups=2)
     return replace(
         config,
@@ -51,9 +52,8 @@ def silent(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def vqvae():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_vqvae(CodesConfig(codes=64)).eval()
+    """The embedded model's codes."""
+    return load_checkpoint("shapes").vqvae
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,6 +124,13 @@ def test_ladders_begin_with_the_reconstruction_and_get_worse(vqvae):
     assert ladders.images.shape[1:] == (LEVELS, 64, 64, 3)
     assert len(ladders.specs) == len(ladders.images)
     assert not any(held_out(spec) for spec in ladders.specs)
+
+
+def test_codes_that_draw_nothing_are_refused():
+    untrained = build_vqvae(CodesConfig(codes=64)).eval()
+    untrained.decoder.conv_out.weight.data.zero_()
+    with pytest.raises(ValueError, match="train the codes before the rewards"):
+        make_ladders(untrained, 2, seed=0)
 
 
 def test_captions_in_two_parts_have_the_vectors_of_one(vqvae):

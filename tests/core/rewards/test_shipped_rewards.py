@@ -32,12 +32,13 @@ def test_they_are_small_and_named_after_their_files(rewards: dict[str, Reward]):
         assert reward.version == file_version(REWARDS_FOLDER / name)
 
 
-@pytest.mark.parametrize("name", ["shapes-align", "shapes-judge"])
+@pytest.mark.parametrize(("name", "bound"), [("shapes-align", 0.8), ("shapes-judge", 0.6)])
 @pytest.mark.parametrize("kind", ["color", "shape", "size", "background"])
-def test_true_caption_beats_a_hard_negative(rewards: dict[str, Reward], name: str, kind: str):
-    captions, pictures = negative_cases(kind, CASES)
-    assert captions.accuracy(rewards[name]) > 0.75
-    assert pictures.accuracy(rewards[name]) > 0.75
+def test_true_pair_beats_a_hard_negative(
+    rewards: dict[str, Reward], name: str, bound: float, kind: str
+):
+    right = [cases.accuracy(rewards[name]) for cases in negative_cases(kind, CASES)]
+    assert min(right) > bound
 
 
 def test_align_is_about_one_for_true_pairs(rewards: dict[str, Reward]):
@@ -48,11 +49,13 @@ def test_align_is_about_one_for_true_pairs(rewards: dict[str, Reward]):
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_clean_pictures_beat_damaged_ones(rewards: dict[str, Reward], kind: str):
-    assert damage_cases(kind, CASES).accuracy(rewards["shapes-quality"]) > 0.75
+    right = damage_cases(kind, CASES).accuracy(rewards["shapes-quality"])
+    assert right > 0.75
 
 
 def test_the_style_that_was_asked_for_counts(rewards: dict[str, Reward]):
-    assert style_cases(CASES).accuracy(rewards["shapes-quality"]) > 0.8
+    right = style_cases(CASES).accuracy(rewards["shapes-quality"])
+    assert right > 0.8
 
 
 def test_composite_of_all_three(rewards: dict[str, Reward]):

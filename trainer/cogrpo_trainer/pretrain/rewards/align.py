@@ -131,13 +131,13 @@ def _decayed(model: CLIP, decay: float) -> list[dict[str, object]]:
 
 
 @torch.no_grad()
-def affine(model: CLIP, tokenizer: CLIPTokenizer, *, seed: int) -> tuple[float, float]:
+def affine(model: CLIP, tokenizer: CLIPTokenizer, *, groups: int, seed: int) -> tuple[float, float]:
     """(scale, offset) by which true pairs score 1 and pairs that differ in one fact -1 on average.
 
     Measured on fresh compositions that are not held out.
     """
-    pairs = make_pairs(128, seed=seed, step=PROBE_STEP)
-    parts = np.split(pairs.images, 8)
+    pairs = make_pairs(groups, seed=seed, step=PROBE_STEP)
+    parts = np.array_split(pairs.images, 8)
     seen = torch.cat([image_features(model, to_input(images)) for images in parts])
     said = text_features(model, tokenize(tokenizer, pairs.captions))
     fours = seen.view(-1, GROUP, seen.shape[1]) @ said.view(-1, GROUP, said.shape[1]).mT

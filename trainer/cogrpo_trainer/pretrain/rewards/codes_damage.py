@@ -33,7 +33,10 @@ class Ladders:
 
 
 def make_ladders(vqvae: VQModel, number: int, seed: int) -> Ladders:
-    """Ladders of `number` scenes, a function of the seed; not where the damage cannot be seen."""
+    """Ladders of `number` scenes, a function of the seed; not where the damage cannot be seen.
+
+    Raises ValueError where it can be seen nowhere: the codes are not trained then.
+    """
     rng = np.random.default_rng([seed, number])
     specs = [training_spec(rng) for _ in range(number)]
     scenes = [sample_scene(spec, rng) for spec in specs]
@@ -51,6 +54,8 @@ def make_ladders(vqvae: VQModel, number: int, seed: int) -> Ladders:
     pixels = decode_tokens(vqvae, levels.reshape(number * LEVELS, -1))
     images = pixels.reshape(number, LEVELS, IMAGE_SIZE, IMAGE_SIZE, 3)
     clear = [i for i in range(number) if _steps_are_visible(images[i])]
+    if not clear:
+        raise ValueError("wrong tokens change no picture: train the codes before the rewards")
     return Ladders([specs[i] for i in clear], images[clear])
 
 

@@ -25,6 +25,7 @@ from cogrpo_trainer.pretrain.rewards.negatives import KINDS, other_style
 
 FEW_TOKENS, MANY_TOKENS = 3, 10
 BOOTSTRAPS = 1_000
+CALL = 16  # pictures of one call of a pipeline
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,16 @@ def make_pictures(
     pipe: CoGRPOPipeline, prompts: Sequence[Prompt], steps: int, guidance: float, seed: int
 ) -> Made:
     """One picture a prompt, judged; picture i has the seed `seed` + i."""
-    output = pipe(
-        [prompt.text for prompt in prompts],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        seed=seed,
-    )
-    images = np.stack([np.asarray(image) for image in output.images])
+    pictures = []
+    for start in range(0, len(prompts), CALL):
+        output = pipe(
+            [prompt.text for prompt in prompts[start : start + CALL]],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed + start,
+        )
+        pictures += [np.asarray(image) for image in output.images]
+    images = np.stack(pictures)
     found = [detect(image) for image in images]
     pairs = list(zip(prompts, images, strict=True))
     facts = [long_score(p.spec, d) for p, d in zip(prompts, found, strict=True)]

@@ -61,6 +61,7 @@ class RewardsConfig:
     embed_dim: int = 128
     text_width: int = 96
     text_layers: int = 3
+    probe: int = 128  # groups of pairs, and ladders, that set the scores' scales
 
     def seeded(self, seed: int) -> Self:
         """The same with other seeds, one a reward; 0 gives the defaults."""
@@ -108,14 +109,14 @@ def train_rewards(folder: Path, config: RewardsConfig, vqvae: VQModel, report: R
     align = clip_config(config.align_tower, config, tokenizer)
     name = "shapes-align"
     clip = train_clip(align, config.align, tokenizer, states / name, partial(report, name))
-    scale, offset = affine(clip, tokenizer, seed=config.align.seed)
+    scale, offset = affine(clip, tokenizer, groups=config.probe, seed=config.align.seed)
     save_clip(folder / name, clip, align.model_copy(update={"scale": scale, "offset": offset}))
 
     name = "shapes-quality"
     net = train_quality(
         config.quality_net, config.quality, vqvae, states / name, partial(report, name)
     )
-    scale, offset = quality_affine(net, make_ladders(vqvae, 200, config.quality.seed + 1))
+    scale, offset = quality_affine(net, make_ladders(vqvae, config.probe, config.quality.seed + 1))
     values = config.quality_net.model_copy(update={"scale": scale, "offset": offset})
     save_quality(folder / name, net, values)
 
