@@ -1,5 +1,7 @@
 """Muon: orthogonal updates, the same as torch's own to bfloat16's precision."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def test_it_is_torchs_muon():
     start = [torch.randn(8, 24), torch.randn(24, 8), torch.randn(8, 24)]
     ours = [torch.nn.Parameter(each.clone()) for each in start]
     theirs = [torch.nn.Parameter(each.clone()) for each in start]
-    options = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.95}
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.95}
     pair = (Muon(ours, **options), torch.optim.Muon(theirs, **options))
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogrpo_trainer import state
 from cogrpo_trainer.state import StateError, optimizer_tensors, restore_optimizer
@@ -18,7 +18,9 @@ def save_state(
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     """Writes the state after `step` steps. A crash in between leaves the state before."""
-    parts = {name: dict(module.named_parameters()) for name, module in modules.items()}
+    parts: dict[str, Mapping[str, Tensor]] = {
+        name: dict(module.named_parameters()) for name, module in modules.items()
+    }
     parts |= {f"optimizer-{i}": optimizer_tensors(each) for i, each in enumerate(optimizers)}
     state.save_state(folder, step, parts)
 
