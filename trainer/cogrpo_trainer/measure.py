@@ -4,7 +4,7 @@ Shape letters: B prompts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
+from cogrpo_core.rewards.load import load_reward
 from cogrpo_core.schedule import ScheduleSpec
 from cogrpo_core.shapes.suites import Prompt, score, suite
-from cogrpo_trainer.evaluate import checkable
+from cogrpo_trainer.evaluate import Z, checkable
 
-Z = 1.959964  # of the normal distribution: 95 % lie within
 CHECKER = "checker"
 
 Scores = dict[str, NDArray[np.float64]]
@@ -37,6 +37,12 @@ def held_out_prompts(total: int) -> list[Prompt]:
     """About `total` prompts, as many of each of the six tasks and of long ones."""
     each = max(1, round(total / 7))
     return [*suite("geneval-shapes", each), *suite("long-shapes", each)]
+
+
+def scorers(names: Iterable[str], timeout_s: float) -> Composite:
+    """The rewards of these names, held out or not, for measuring."""
+    rewards = [load_reward(name) for name in names]
+    return Composite(rewards, dict.fromkeys((r.name for r in rewards), 1.0), timeout_s)
 
 
 def measure(

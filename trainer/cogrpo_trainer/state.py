@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cogrpo_trainer.train.fleet import like
+from cogrpo_trainer.tensors import like
 
 MANIFEST = "manifest.json"
 

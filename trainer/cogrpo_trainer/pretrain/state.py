@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cogrpo_trainer import state
 from cogrpo_trainer.state import StateError, optimizer_tensors, restore_optimizer
-from cogrpo_trainer.train.fleet import copy_into
+from cogrpo_trainer.tensors import copy_into
 
 
 def save_state(

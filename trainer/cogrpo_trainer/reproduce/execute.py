@@ -6,6 +6,7 @@ All of it is resumable: a training goes on from its last state, a finished measu
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,9 +17,8 @@ import numpy as np
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
-from cogrpo_core.rewards.load import load_reward
 from cogrpo_core.schedule import ScheduleSpec
-from cogrpo_trainer.measure import Scores, held_out_prompts, measure
+from cogrpo_trainer.measure import Scores, held_out_prompts, measure, scorers
 from cogrpo_trainer.reproduce.plan import (
     BASE,
     BEST_CONSTANT,
@@ -30,6 +30,7 @@ from cogrpo_trainer.reproduce.plan import (
 )
 from cogrpo_trainer.reproduce.search import best_constant, best_static
 from cogrpo_trainer.train.config import TrainConfig, load_config, merged
+from cogrpo_trainer.train.launch import make_composite
 from cogrpo_trainer.train.run import Iteration, Trainer
 
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
@@ -62,11 +63,7 @@ class Laboratory:
     @cached_property
     def composite(self) -> Composite:
         """All rewards, trained on or not."""
-        return Composite(
-            [load_reward(name) for name in MEASURED],
-            weights=dict.fromkeys(MEASURED, 1.0),
-            timeout_s=600.0,
-        )
+        return scorers(MEASURED, 600.0)
 
     def scores(self, wanted: Measure) -> Scores:
         """The scores of a measure, from its file or made now."""
@@ -153,12 +150,7 @@ class Laboratory:
         if (target / "model_index.json").exists():
             return target
         config = self.config(run, seed)
-        composite = Composite(
-            [load_reward(name) for name in config.rewards],
-            weights=config.rewards,
-            timeout_s=config.reward_timeout_s,
-        )
-        trainer = Trainer(config, folder, composite)
+        trainer = Trainer(config, folder, make_composite(config))
         self.say(f"training {run}, seed {seed}, from iteration {trainer.iteration}")
         log = folder / "iterations.jsonl"
         length = config.iterations // config.cycles
@@ -178,8 +170,6 @@ class Laboratory:
 
     def seconds(self, wanted: Measure, pictures: int = 12) -> float:
         """Median time of one picture on one core, scheduling policy included, decoding not."""
-        import time
-
         pipe = CoGRPOPipeline.from_pretrained(self.checkpoint(wanted))
         prompts = held_out_prompts(7)
         times = []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cogrpo_core.rewards.quality import style_of
 from cogrpo_core.shapes.scenes import STYLES
 from cogrpo_core.shapes.suites import Prompt
-from cogrpo_trainer.measure import CHECKER, Mean, Scores, mean
+from cogrpo_trainer.measure import CHECKER, Scores, mean
 from cogrpo_trainer.reproduce.plan import Item, Measure
 
 ScoresOf = Callable[[Measure], Scores]
@@ -36,8 +36,8 @@ def rows_of(item: Item, scores_of: ScoresOf, prompts: Sequence[Prompt]) -> list[
             values = pooled.mean(axis=0)
             base = first.setdefault(column, values)
             cells[column] = {
-                "mean": _plain(mean(values)),
-                "gain": _plain(mean(values - base)),
+                "mean": asdict(mean(values)),
+                "gain": asdict(mean(values - base)),
                 "by_seed": [float(np.nanmean(each)) for each in pooled],
             }
         rows.append({"label": label, "paper": item.paper.get(label, ""), "columns": cells})
@@ -55,7 +55,3 @@ def _column(scores: Scores, column: str, prompts: Sequence[Prompt]) -> NDArray[n
     if style:
         return scores[name][np.array([style_of(prompt.text) == style for prompt in prompts])]
     return scores[name]
-
-
-def _plain(value: Mean) -> dict[str, float]:
-    return asdict(value)

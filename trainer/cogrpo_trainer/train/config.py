@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ACTIONS = ("remask_ratio", "sample_temperature", "remask_temperature", "guidance_scale")
 
+Part: TypeAlias = Literal["model", "schedule", "joint"]
 Mode: TypeAlias = Literal["alternate", "joint", "model-only", "schedule-only"]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -155,7 +156,7 @@ class TrainConfig(Settings):
         return self
 
     @property
-    def phases(self) -> list[tuple[Literal["model", "schedule", "joint"], int]]:
+    def phases(self) -> list[tuple[Part, int]]:
         """One cycle: its phases in order, and their iterations."""
         model, schedule = self.model_phase.iterations, self.schedule_phase.iterations
         if self.mode == "alternate":

@@ -3,13 +3,12 @@
 Data-parallel by default, every learner with all weights; or sharded (FSDP2), each with a part.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cogrpo_core.models.transformer import MeissonicTransformer
@@ -62,28 +61,3 @@ def shard(transformer: MeissonicTransformer) -> None:
     # What sampler and learner call; each gathers the weights outside of the blocks.
     for name in ("condition", "states", "head"):
         register_fsdp_forward_method(transformer, name)
-
-
-def whole(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, put together where they are sharded; all learners must call it together."""
-    return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value
-        for name, value in values.items()
-    }
-
-
-@torch.no_grad()
-def copy_into(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copies values, whole or sharded alike, into tensors of the same names and shapes."""
-    for name, value in values.items():
-        own[name].copy_(like(value, own[name]))
-
-
-def like(value: Tensor, model: Tensor) -> Tensor:
-    """A whole value, where `model` is and sharded as it; counters stay where they are."""
-    if isinstance(value, DTensor) or not value.ndim:
-        return value
-    value = value.to(model.device)
-    if isinstance(model, DTensor):
-        return distribute_tensor(value, model.device_mesh, model.placements)
-    return value

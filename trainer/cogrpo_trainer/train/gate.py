@@ -5,7 +5,6 @@ temperature, the time, stale weights) the ratio is not 1 before the first update
 would follow the difference. So it stops here, and says where.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +38,11 @@ def check_ratio(
     steps: int,
     batch_size: int,
     generator: torch.Generator,
-    learned: Sequence[bool] | None = None,
 ) -> GateReport:
     """Recomputes both parts of `steps` random steps of a fresh rollout.
 
     Raises `RatioGateError`, which names the part, the step and the gap, if one exceeds `floor` or
-    is not finite. `learned` says whose actions the scheduling policy took; by default all, if the
-    checkpoint has one.
+    is not finite. The checkpoint's scheduling policy, if it has one, took all actions.
     """
     transformer, policy = checkpoint.transformer, checkpoint.schedule_policy
     sample_S, step_S = all_steps(batch)
@@ -61,9 +58,6 @@ def check_ratio(
         if policy is not None:
             actions = action_likelihood(policy, picked, tokens.features_MDhw)
             gap_M = (actions.logprob_M - picked.action_logprob_M).abs()
-            if learned is not None:
-                taken_B = torch.tensor(learned, device=gap_M.device)
-                gap_M = gap_M * taken_B[picked.sample_M]
             worst["schedule"] = max(
                 worst["schedule"], _gate("schedule", gap_M, picked.step_M, floor)
             )

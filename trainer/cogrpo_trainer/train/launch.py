@@ -1,7 +1,7 @@
 """From resolved settings to a finished run: rewards, memory plan, progress, result."""
 
-import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.rewards.load import HELD_OUT, load_reward
-from cogrpo_trainer.measure import Mean, gains, held_out_prompts, mean, measure
+from cogrpo_trainer.measure import gains, held_out_prompts, mean, measure, scorers
 from cogrpo_trainer.train.config import ConfigError, TrainConfig
 from cogrpo_trainer.train.memory import memory_plan
 from cogrpo_trainer.train.monitor import Monitor, summary
@@ -78,11 +78,7 @@ def _gain(trainer: Trainer, number: int) -> dict[str, dict[str, dict[str, float]
     config = trainer.config
     prompts = held_out_prompts(number)
     names = dict.fromkeys([*config.rewards, *sorted(HELD_OUT)])
-    composite = Composite(
-        [load_reward(name) for name in names],
-        weights=dict.fromkeys(names, 1.0),
-        timeout_s=config.reward_timeout_s,
-    )
+    composite = scorers(names, config.reward_timeout_s)
     steps = config.num_inference_steps
     pipe = CoGRPOPipeline(trainer.checkpoint, samples_per_pass=config.rollout_batch)
     with trainer.trained.swapped(trainer.average.values):
@@ -93,16 +89,12 @@ def _gain(trainer: Trainer, number: int) -> dict[str, dict[str, dict[str, float]
     difference = gains(after, before)
     return {
         name: {
-            "base": _plain(mean(before[name])),
-            "trained": _plain(mean(after[name])),
-            "gain": _plain(difference[name]),
+            "base": asdict(mean(before[name])),
+            "trained": asdict(mean(after[name])),
+            "gain": asdict(difference[name]),
         }
         for name in after
     }
-
-
-def _plain(value: Mean) -> dict[str, float]:
-    return dataclasses.asdict(value)
 
 
 def _print_gain(console: Console, report: dict[str, dict[str, dict[str, float]]]) -> None:

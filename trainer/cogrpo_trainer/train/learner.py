@@ -1,7 +1,7 @@
 """The learner: from a rollout with advantages to optimiser steps, for one phase of the cycle.
 
 The objective is cogrpo_core/grpo's; here are what is trained, how a batch is cut, and what makes an
-update be skipped. cycle.py decides which phase runs when.
+update be skipped. run.py decides which phase runs when.
 
 Shape letters: B trajectories, M steps, T steps of a trajectory.
 """
@@ -9,7 +9,6 @@ Shape letters: B trajectories, M steps, T steps of a trajectory.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +26,8 @@ from cogrpo_core.grpo.objective import (
 from cogrpo_core.models.schedule_policy import SchedulePolicy
 from cogrpo_core.models.transformer import MeissonicTransformer
 from cogrpo_trainer.train.conditions import Conditions
-from cogrpo_trainer.train.config import Phase, TrainConfig
+from cogrpo_trainer.train.config import Part, Phase, TrainConfig
 from cogrpo_trainer.train.fleet import Fleet, without_sync
-
-Part: TypeAlias = Literal["model", "schedule", "joint"]
 
 
 class NotFiniteError(RuntimeError):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cogrpo_core.models.checkpoint import Checkpoint
+from cogrpo_core.models.vqvae import vq_config
 from cogrpo_trainer.train.config import TrainConfig
 
 FLOAT = 4
@@ -35,7 +36,7 @@ def memory_plan(checkpoint: Checkpoint, config: TrainConfig, trained: int) -> Me
     weights = sum(p.numel() * p.element_size() for p in transformer.parameters())
     text = sum(p.numel() * p.element_size() for p in checkpoint.text_encoder.parameters())
     pixels = sum(p.numel() * p.element_size() for p in checkpoint.vqvae.parameters())
-    scale = 2 ** (len(checkpoint.vqvae.config["block_out_channels"]) - 1)
+    scale = vq_config(checkpoint.vqvae).downscale
     tokens = checkpoint.generation.height * checkpoint.generation.width // scale**2
     inner = tokens // 4 if model.downsample else tokens
     positions = inner + checkpoint.text_encoder.max_length

@@ -25,11 +25,12 @@ from cogrpo_trainer.state import (
     restore_optimizer,
     save_state,
 )
+from cogrpo_trainer.tensors import copy_into, whole
 from cogrpo_trainer.train.conditions import Conditions
-from cogrpo_trainer.train.config import ACTIONS, TrainConfig
-from cogrpo_trainer.train.fleet import Fleet, copy_into, shard, whole
+from cogrpo_trainer.train.config import ACTIONS, Part, TrainConfig
+from cogrpo_trainer.train.fleet import Fleet, shard
 from cogrpo_trainer.train.gate import GateReport, check_ratio
-from cogrpo_trainer.train.learner import Learner, Part, UpdateReport
+from cogrpo_trainer.train.learner import Learner, UpdateReport
 from cogrpo_trainer.train.lora import add_lora, merged_weights
 from cogrpo_trainer.train.prompts import Prompts, rollout_seeds
 from cogrpo_trainer.train.rollouts import ActorSampler, Ask, LocalSampler, Rollout, Sampler

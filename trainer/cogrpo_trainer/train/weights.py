@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from cogrpo_core.models.schedule_policy import SchedulePolicy
 from cogrpo_core.models.transformer import MeissonicTransformer
-from cogrpo_trainer.train.fleet import copy_into
+from cogrpo_trainer.tensors import copy_into
 
 
 @dataclass(frozen=True)

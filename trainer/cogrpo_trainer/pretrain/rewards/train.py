@@ -34,7 +34,7 @@ Report = Callable[[str, int, dict[str, float]], None]
 
 
 def patches_tower() -> VisionConfig:
-    """A transformer over patches of 8 pixels, the pitch of the world's lattice."""
+    """A transformer over patches of 8 pixels, half the pitch of the world's lattice."""
     return VisionConfig(layers=4, width=96, head_width=24, image_size=IMAGE_SIZE, patch_size=8)
 
 
