@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.rewards.load import HELD_OUT, load_reward
 from cogrpo_trainer.measure import gains, held_out_prompts, mean, measure, scorers
 from cogrpo_trainer.train.config import ConfigError, TrainConfig
+from cogrpo_trainer.train.distributed import train_distributed
 from cogrpo_trainer.train.memory import memory_plan
 from cogrpo_trainer.train.monitor import Monitor, summary
 from cogrpo_trainer.train.prompts import SHAPES
@@ -24,7 +26,9 @@ def launch(config: TrainConfig, out: Path, prompts_evaluated: int) -> None:
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     composite = make_composite(config, device)
-    trainer = Trainer(config, out, composite, device=device)
+    if config.workers > 1:
+        train_distributed(config, out, partial(make_composite, config, device))
+    trainer = Trainer(config, out, composite, device=device)  # goes on from what is there
     trained = sum(value.numel() for value in trainer.trained.parameters().values())
     console.print(f"{trained:,} trained parameters; memory that this run needs:")
     for line in memory_plan(trainer.checkpoint, config, trained).lines():

@@ -4,6 +4,7 @@ Shape letters: P groups, G samples of a group, T steps.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from cogrpo_core.grpo.batch import collate
+from cogrpo_core.models.checkpoint import load_checkpoint
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.train.config import ACTIONS
 from cogrpo_trainer.train.run import Iteration, Trainer
@@ -26,10 +28,9 @@ class Monitor:
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self.trainer = trainer
         self.board = SummaryWriter(str(folder), purge_step=trainer.iteration or None)
-        # Weights of the base, for pictures beside those of the present.
-        self.base = {
-            name: value.detach().clone() for name, value in trainer.trained.parameters().items()
-        }
+        # For pictures beside those of the present; a resumed trainer no longer has its weights.
+        base = load_checkpoint(trainer.config.model, device=trainer.device)
+        self.base = replace(base, schedule_policy=trainer.trained.policy)
 
     def __call__(self, done: Iteration) -> None:
         step = done.place.iteration
@@ -48,10 +49,10 @@ class Monitor:
         """Rows of one seed a column: {base, present weights} x {default, learned schedule}."""
         trainer = self.trainer
         prompts = trainer.prompts.draw(len(GRID_SEEDS), seed=0, iteration=0)
-        pipe = CoGRPOPipeline(trainer.checkpoint, samples_per_pass=len(GRID_SEEDS))
         rows = []
-        for weights in (self.base, trainer.average.values):
-            with trainer.trained.swapped(weights):
+        with trainer.trained.swapped(trainer.average.values):
+            for checkpoint in (self.base, trainer.checkpoint):
+                pipe = CoGRPOPipeline(checkpoint, samples_per_pass=len(GRID_SEEDS))
                 for schedule in ("meissonic", "learned"):
                     output = pipe(
                         prompts,
