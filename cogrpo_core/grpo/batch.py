@@ -147,3 +147,27 @@ def pick_steps(
         used_M4=used_actions(step_M, num_steps_M),
         grid=batch.grid,
     )
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Forward passes of which some are the same: R of S are made."""
+
+    row_R: Tensor
+    """The passes that are made, indices into the S."""
+    place_S: Tensor
+    """Where each of the S is among them."""
+
+
+def distinct_passes(steps: Steps, text_S: Tensor) -> Distinct:
+    """Which passes of M steps differ: all first steps of a text begin at the same masks.
+
+    `text_S` numbers the texts: [M], or [2M] with the unconditional passes behind the conditional.
+    """
+    copies = len(text_S) // len(steps)
+    first_S, remaining_S = (steps.step_M == 0).repeat(copies), steps.remaining_M.repeat(copies)
+    order_S = torch.arange(len(text_S), device=text_S.device)
+    same_S = -1 - (text_S * (remaining_S.max() + 1) + remaining_S)
+    _, place_S = torch.where(first_S, same_S, order_S).unique(return_inverse=True)
+    row_R = order_S.new_zeros(int(place_S.max()) + 1)
+    return Distinct(row_R.scatter_reduce(0, place_S, order_S, "amin", include_self=False), place_S)

@@ -3,7 +3,8 @@
 The model's part is that of the distribution which was sampled from: guided, and tempered with the
 *logged* action. The schedule's part is a Gaussian density. Both recompute what the sampler logged.
 
-Shape letters: M steps, N image tokens, K filled positions of all M steps, V codes, D width.
+Shape letters: M steps, N image tokens, K filled positions of all M steps, R forward passes,
+V codes, D width.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from cogrpo_core.denoise import guide
-from cogrpo_core.grpo.batch import Steps
+from cogrpo_core.grpo.batch import Distinct, Steps
 from cogrpo_core.models.schedule_policy import SchedulePolicy
-from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer
+from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer, States
 from cogrpo_core.schedule import GUIDANCE_SCALE, SAMPLE_TEMPERATURE
 
 
@@ -54,21 +55,28 @@ def token_likelihood(
     unconditional: Conditioning,
     *,
     features: bool = False,
+    distinct: Distinct | None = None,
 ) -> TokenLikelihood:
     """log pi_model of M steps (Eq. 8 and 19), position by position.
 
-    The conditionings have a row a step. One forward pass of 2M rows; only the filled positions go
-    through the last layers, and through the head chunk by chunk: their logits never exist as a
-    whole. With `features` the last layers compute all positions, and the features are given.
+    The conditionings have a row a step. One forward pass of 2M rows, or of those of `distinct`;
+    only the filled positions go through the last layers, and through the head chunk by chunk: their
+    logits never exist as a whole. With `features` the last layers compute all positions, and the
+    features are given.
     """
+    num_tokens = steps.filled_MN.shape[1]
     position_K = steps.filled_MN.flatten().nonzero()[:, 0]
-    step_K = position_K // steps.filled_MN.shape[1]
+    step_K = position_K // num_tokens
     position_2K = torch.cat([position_K, position_K + steps.filled_MN.numel()])
-    inputs = (
-        steps.state_MN.repeat(2, 1).unflatten(1, steps.grid),
-        steps.remaining_M.repeat(2),
-        Conditioning.cat([conditional, unconditional]),
-    )
+    state_RN, remaining_R = steps.state_MN.repeat(2, 1), steps.remaining_M.repeat(2)
+    conditioning = Conditioning.cat([conditional, unconditional])
+    if distinct is not None:
+        row_R = distinct.row_R
+        state_RN, remaining_R = state_RN[row_R], remaining_R[row_R]
+        conditioning = conditioning.select(row_R)
+        place_2K = distinct.place_S[position_2K // num_tokens]
+        position_2K = place_2K * num_tokens + position_2K % num_tokens
+    inputs = state_RN.unflatten(1, steps.grid), remaining_R, conditioning
     if features:
         states = transformer.states(*inputs)
         hidden_2KD = states.hidden.flatten(0, 1).index_select(0, position_2K)
@@ -87,19 +95,31 @@ def token_likelihood(
         states_KD=states_KD,
         head=transformer.head,
         temperature_K=temperature_K,
-        features_MDhw=states.features[: len(steps)].detach() if features else None,
+        features_MDhw=_conditional_features(states, steps, distinct) if features else None,
     )
+
+
+def _conditional_features(states: States, steps: Steps, distinct: Distinct | None) -> Tensor:
+    """Those of each step, [M,D,h,w]; without gradient."""
+    features = states.features.detach()
+    return features[: len(steps)] if distinct is None else features[distinct.place_S[: len(steps)]]
 
 
 @torch.no_grad()
 def policy_features(
-    transformer: MeissonicTransformer, steps: Steps, conditional: Conditioning
+    transformer: MeissonicTransformer,
+    steps: Steps,
+    conditional: Conditioning,
+    distinct: Distinct | None = None,
 ) -> Tensor:
     """What the scheduling policy reads at M steps: the conditional pass's features [M,D,h,w]."""
-    states = transformer.states(
-        steps.state_MN.unflatten(1, steps.grid), steps.remaining_M, conditional
-    )
-    return states.features
+    state_MN, remaining_M = steps.state_MN, steps.remaining_M
+    if distinct is not None:
+        row_R = distinct.row_R
+        state_MN, remaining_M = state_MN[row_R], remaining_M[row_R]
+        conditional = conditional.select(row_R)
+    states = transformer.states(state_MN.unflatten(1, steps.grid), remaining_M, conditional)
+    return states.features if distinct is None else states.features[distinct.place_S]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogrpo_core.grpo.batch import Steps, TrajectoryBatch, all_steps, collate, pick_steps
+from cogrpo_core.grpo.batch import (
+    Steps,
+    TrajectoryBatch,
+    all_steps,
+    collate,
+    distinct_passes,
+    pick_steps,
+)
 from cogrpo_core.grpo.likelihood import action_likelihood, policy_features, token_likelihood
 from cogrpo_core.models.checkpoint import Checkpoint
 from cogrpo_core.models.transformer import Conditioning
@@ -105,6 +112,36 @@ def test_actions_have_the_logged_density(model_with_policy: Checkpoint) -> None:
     assert float((actions.logprob_M - steps.action_logprob_M).abs().max()) < FLOOR
     assert float((tokens.logprob_K - tokens.logged_K).abs().max()) < FLOOR
     assert float(steps.raw_actions_M4.std()) > 0.1  # it did explore
+
+
+def test_equal_passes_are_made_once(model_with_policy: Checkpoint) -> None:
+    """Likelihood, features and gradient are those of a pass for each step."""
+    transformer = model_with_policy.transformer
+    pipe, trajectories = rollout(model_with_policy, explore=True)
+    _, longer = rollout(model_with_policy, explore=True, num_inference_steps=6)
+    trajectories = [*trajectories, *longer]
+    batch = collate(trajectories)
+    steps = whole(batch, transformer.config.mask_token_id)
+    rows = conditioned(pipe, trajectories, steps.sample_M)
+    texts = [t.prompt for t in trajectories]
+    prompt_M = torch.tensor([texts.index(t) for t in texts])[steps.sample_M]
+    distinct = distinct_passes(steps, torch.cat([prompt_M, torch.full_like(prompt_M, 99)]))
+    begins = (
+        len({(t.prompt, t.num_steps) for t in trajectories}) + 2
+    )  # without text: one for each T
+    assert len(distinct.row_R) == 2 * int((steps.step_M > 0).sum()) + begins
+    parameter = transformer.get_parameter("transformer_blocks.0.attn.to_q.weight")
+    found = []
+    for chosen in (None, distinct):
+        tokens = token_likelihood(transformer, steps, *rows, features=True, distinct=chosen)
+        (gradient,) = torch.autograd.grad(tokens.logprob_K.sum(), parameter)
+        assert tokens.features_MDhw is not None
+        found.append((tokens.logprob_K.detach(), tokens.features_MDhw, gradient))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    alone = distinct_passes(steps, prompt_M)
+    features = policy_features(transformer, steps, rows[0], alone)
+    torch.testing.assert_close(features, found[0][1], rtol=1e-4, atol=1e-4)
+    assert len(alone.row_R) < len(steps)
 
 
 def test_states_are_the_trajectorys_own(model: Checkpoint) -> None:

@@ -37,6 +37,11 @@ class Conditions:
             [float(first.width), float(first.height), 0.0, 0.0, AESTHETIC_SCORE], device=device
         )
 
+    def texts(self, sample_M: Tensor) -> Tensor:
+        """The numbers of the prompts of the trajectories `sample_M`, then of their negative ones:
+        [2M]."""
+        return torch.cat([self.prompt_B[sample_M], self.negative_B[sample_M]])
+
     def rows(
         self, transformer: MeissonicTransformer, sample_M: Tensor
     ) -> tuple[Conditioning, Conditioning]:
@@ -44,8 +49,7 @@ class Conditions:
 
         Keeps the gradient to the projections; each distinct text is projected once.
         """
-        text_2M = torch.cat([self.prompt_B[sample_M], self.negative_B[sample_M]])
-        distinct, place_2M = text_2M.unique(return_inverse=True)
+        distinct, place_2M = self.texts(sample_M).unique(return_inverse=True)
         projected = transformer.condition(
             self.hidden_ULJ[distinct],
             self.pooled_UP[distinct],

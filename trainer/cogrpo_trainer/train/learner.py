@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from cogrpo_core.grpo.batch import Steps, TrajectoryBatch, all_steps, pick_steps
+from cogrpo_core.grpo.batch import (
+    Steps,
+    TrajectoryBatch,
+    all_steps,
+    distinct_passes,
+    pick_steps,
+)
 from cogrpo_core.grpo.likelihood import action_likelihood, policy_features, token_likelihood
 from cogrpo_core.grpo.objective import (
     Surrogate,
@@ -66,10 +72,12 @@ class Loss(nn.Module):
         """The sum over steps of -surrogate + beta KL, and sums of what there is to watch."""
         transformer, policy, reference = self.parts
         config = self.config
+        text_2M = conditions.texts(steps.sample_M)
         if self.part == "schedule":
             with torch.no_grad():
                 conditional, _ = conditions.rows(transformer, steps.sample_M)
-            features = policy_features(transformer, steps, conditional)
+            distinct = distinct_passes(steps, text_2M[: len(steps)])
+            features = policy_features(transformer, steps, conditional, distinct)
             actions = action_likelihood(policy, steps, features)
             found = schedule_surrogate(
                 actions.logprob_M, steps.action_logprob_M, advantage_M, config.schedule_phase.clip
@@ -82,8 +90,11 @@ class Loss(nn.Module):
                 policy.config.sigma,
             )
             return self._sum(found, kl_M)
+        distinct = distinct_passes(steps, text_2M)
         rows = conditions.rows(transformer, steps.sample_M)
-        tokens = token_likelihood(transformer, steps, *rows, features=self.part == "joint")
+        tokens = token_likelihood(
+            transformer, steps, *rows, features=self.part == "joint", distinct=distinct
+        )
         other_M = None
         if tokens.features_MDhw is not None:
             actions = action_likelihood(policy, steps, tokens.features_MDhw)
@@ -94,7 +105,7 @@ class Loss(nn.Module):
         if reference is not None:
             with torch.no_grad():
                 rows = conditions.rows(reference, steps.sample_M)
-                before = token_likelihood(reference, steps, *rows)
+                before = token_likelihood(reference, steps, *rows, distinct=distinct)
             kl_M = token_kl(tokens, before, len(steps))
         return self._sum(found, kl_M)
 
@@ -203,22 +214,27 @@ class Learner:
         advantage_B: Tensor,
         conditions: Conditions,
     ) -> tuple[float, dict[str, float]]:
-        """Adds the gradients of the mean loss over the M steps, `learner_batch` of them a pass.
+        """Adds the gradients of the mean loss over the M steps, `learner_batch` different states of
+        them a pass.
 
         Gives the loss, and means over the steps of what there is to watch.
         """
         count = self.fleet.sum(float(len(sample_M)))
         # Data-parallel workers average their gradients; each gives its sum over the whole count.
         scale = self.fleet.world / max(count, 1.0)
-        size = self.config.learner_batch
-        passes = self.fleet.max(-(-len(sample_M) // size))
+        text_M = conditions.texts(sample_M)[: len(sample_M)]
+        first_M = step_M == 0
+        # What begins at the same masks: one text, and one number of steps.
+        same_M = text_M * (batch.num_steps_B.max() + 1) + batch.num_steps_B[sample_M]
+        parts = cut_passes(torch.where(first_M, same_M, -1), self.config.learner_batch)
+        passes = self.fleet.max(len(parts))
         total: dict[str, float] = {}
         loss_sum = 0.0
         for number in range(passes):
-            rows = slice(number * size, (number + 1) * size)
             # Learners take part in as many passes as the busiest one: what is left of them is idle.
-            idle = rows.start >= len(sample_M)
-            chosen = (sample_M.new_zeros(1),) * 2 if idle else (sample_M[rows], step_M[rows])
+            idle = number >= len(parts)
+            rows = sample_M.new_zeros(1) if idle else parts[number]
+            chosen = (rows, rows) if idle else (sample_M[rows], step_M[rows])
             steps = pick_steps(batch, *chosen, self.mask_token_id)
             with without_sync(self.module, number + 1 < passes):
                 advantage_M = advantage_B[steps.sample_M] * steps.weight_M
@@ -262,6 +278,19 @@ def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:
     """Scales gradients down to a norm of `largest`; gives the norm before."""
     norm = nn.utils.clip_grad_norm_(parameters, largest)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def cut_passes(same_M: Tensor, size: int) -> list[Tensor]:
+    """Indices of M steps, cut into passes of at most `size` different states.
+
+    Steps of one number in `same_M` have the same state; -1 is a state of its own.
+    """
+    order_M = same_M.argsort(stable=True, descending=True)
+    sorted_M = same_M[order_M]
+    new_M = torch.ones_like(sorted_M)
+    new_M[1:] = (sorted_M[1:] != sorted_M[:-1]) | (sorted_M[1:] < 0)
+    pass_M = (new_M.cumsum(0) - 1) // size
+    return list(order_M.split(pass_M.bincount().tolist()))
 
 
 def _parts(count: int, updates: int, generator: torch.Generator) -> list[Tensor]:
