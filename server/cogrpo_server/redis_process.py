@@ -97,6 +97,8 @@ class RedisUrls:
     """Keeps what all processes tell of themselves."""
     operator: str
     """Reads, erases and trims the log."""
+    trainer: str
+    """Reads the log as a group, and announces policies."""
 
     @classmethod
     def given(cls, settings: Settings) -> "RedisUrls":
@@ -107,7 +109,7 @@ class RedisUrls:
         assert settings.redis_url is not None
         url = settings.redis_url.get_secret_value()
         if settings.redis_passwords_file is None:
-            return cls(log=url, shelf=url, metrics=url, operator=url)
+            return cls(log=url, shelf=url, metrics=url, operator=url, trainer=url)
         scheme, found, place = url.partition("://")
         if not found or "@" in place:
             raise SettingsError("REDIS_URL names a user already: leave --redis-passwords out")
@@ -121,6 +123,7 @@ class RedisUrls:
             shelf=url_of("shelf"),
             metrics=url_of("metrics"),
             operator=url_of("operator"),
+            trainer=url_of("trainer"),
         )
 
 
@@ -145,6 +148,7 @@ class EmbeddedRedis:
             shelf=self._url("shelf"),
             metrics=self._url("metrics"),
             operator=self._url("operator"),
+            trainer=self._url("trainer"),
         )
 
     def start(self) -> None:
@@ -174,7 +178,6 @@ class EmbeddedRedis:
         )
         self._wait_until_loaded(log)
         write_private(self._settings.redis_url_file, self.urls.operator + "\n")
-        write_private(self._settings.trainer_url_file, self._url("trainer") + "\n")
 
     def is_running(self) -> bool:
         """Whether the process lives."""
@@ -183,7 +186,6 @@ class EmbeddedRedis:
     def stop(self) -> None:
         """Ends it with its data on disk; bounded."""
         self._settings.redis_url_file.unlink(missing_ok=True)
-        self._settings.trainer_url_file.unlink(missing_ok=True)
         if self._process is None:
             return
         end_child(self._process, STOP_SECONDS)
@@ -237,7 +239,7 @@ def read_passwords(path: Path) -> Passwords:
 
 def check_redis(urls: RedisUrls) -> None:
     """A Redis that the operator named must know each user at the start. Raises `SettingsError`."""
-    for url in {urls.log, urls.shelf, urls.metrics, urls.operator}:
+    for url in {urls.log, urls.shelf, urls.metrics, urls.operator, urls.trainer}:
         with connect(url) as connection:
             try:
                 connection.ping()

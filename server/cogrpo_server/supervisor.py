@@ -15,7 +15,7 @@ from cogrpo_core.exchange.erase import forget_older
 from cogrpo_core.exchange.trajectory_log import TrajectoryLogError, connect
 from cogrpo_server.banner import banner
 from cogrpo_server.drain import forget_draining
-from cogrpo_server.keys import ensure_keys, load_keys
+from cogrpo_server.keys import ensure_keys, load_keys, write_private
 from cogrpo_server.places import check_port, fresh_runtime_dir, locked_data_dir
 from cogrpo_server.processes import adopt_orphans, kill_descendants
 from cogrpo_server.ray_runtime import deploy, engine_status, start_ray, stop_ray
@@ -67,6 +67,8 @@ class Supervisor:
             stack.callback(kill_descendants)
             try:
                 redis, urls = self._start_redis(stack)
+                stack.callback(settings.trainer_url_file.unlink, missing_ok=True)
+                write_private(settings.trainer_url_file, urls.trainer + "\n")
                 self._start_service(stack, urls)
                 if self._trainer is not None:
                     stack.callback(self._trainer.stop)

@@ -58,9 +58,8 @@ class TrainerProcess:
         options += ["--threads", str(settings.trainer_threads)]
         if settings.trainer_config is not None:
             options += ["--config", str(settings.trainer_config)]
-        environment = dict(os.environ)
-        if settings.redis_url is not None:
-            environment["REDIS_URL"] = settings.redis_url.get_secret_value()
+        # Its own user at Redis stands in the data folder, where a given Redis has users too.
+        environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         with (settings.logs_dir / "trainer-output.log").open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cogrpo_trainer.daemon", *options],

@@ -86,12 +86,14 @@ def test_containers_get_variables_that_exist(known: set[str]) -> None:
 def options_of(command: str) -> set[str]:
     """Of a sub-command of `cogrpo`."""
     built: Any = typer.main.get_command(build_app(command))
-    return {option for option in built.commands[command].params for option in option.opts}
+    parameters = built.commands[command].params
+    return {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
 
 
 def cogrpo_calls() -> Iterator[list[str]]:
     """The words after `cogrpo`, wherever it is called."""
-    yield compose()["services"]["service"]["command"]
+    for name in ("service", "trainer"):
+        yield compose()["services"][name]["command"]
     yield from within(list(manifests()), "args")
     for line in PAGE.read_text().splitlines():
         for call in re.findall(r"\bcogrpo ((?:[a-z]+)(?: [^`|;&]+)?)", line):
@@ -111,7 +113,7 @@ def test_calls_of_cogrpo_have_commands_and_options_that_exist() -> None:
             if word.startswith("--"):
                 assert word.partition("=")[0] in options_of(command), (command, word)
         checked.add(command)
-    assert checked >= {"forget", "secrets", "serve"}
+    assert checked >= {"forget", "secrets", "serve", "trainer"}
 
 
 def test_options_named_alone_exist() -> None:

@@ -1,6 +1,7 @@
 """The deployment's Redis: the service's users, and data kept as the embedded one keeps it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import httpx
 import pytest
 import redis
 
+from cogrpo_core.exchange.training_cycles import Cycles
+from cogrpo_core.exchange.trajectory_consumer import TrajectoryConsumer
 from cogrpo_core.exchange.trajectory_log import STREAM, connect
 from cogrpo_server import redis_process
 from cogrpo_server.redis_process import RedisUrls, check_redis, users
@@ -78,7 +81,7 @@ def test_it_keeps_data_as_the_embedded_one_does() -> None:
 def test_each_part_of_a_service_is_its_own_user(deployed_redis: DeployedRedis) -> None:
     urls = RedisUrls.given(settings_of(deployed_redis))
     check_redis(urls)
-    parts = {"log": "server", "shelf": "shelf", "metrics": "metrics", "operator": "operator"}
+    parts = {"log": "server"} | {name: name for name in ("shelf", "metrics", "operator", "trainer")}
     assert {part: getattr(urls, part) for part in parts} == {
         part: deployed_redis.url_of(user) for part, user in parts.items()
     }
@@ -87,7 +90,7 @@ def test_each_part_of_a_service_is_its_own_user(deployed_redis: DeployedRedis) -
 def test_without_passwords_all_are_the_user_of_the_url(deployed_redis: DeployedRedis) -> None:
     url = deployed_redis.url_of("operator")
     urls = RedisUrls.given(settings_of(deployed_redis, redis_url=url, redis_passwords_file=None))
-    assert {urls.log, urls.shelf, urls.metrics, urls.operator} == {url}
+    assert {urls.log, urls.shelf, urls.metrics, urls.operator, urls.trainer} == {url}
 
 
 def test_what_does_not_go_together_is_one_clear_error(
@@ -148,6 +151,35 @@ def test_a_service_logs_into_it_and_operators_read_and_forget(
         assert "removed 0 " in cogrpo("forget", "--days=1")
         assert f"removed {there + 1} " in cogrpo("forget", "--days=0")
         assert operator.xlen(STREAM) == 0
+
+
+def test_a_trainer_of_its_own_finds_redis_as_its_own_user(
+    deployed: Service, deployed_redis: DeployedRedis, tiny_checkpoint: Path
+) -> None:
+    """As the compose file's: it is given the service's folder, and nothing else."""
+    place = deployed.data_dir / "redis-trainer.url"
+    assert place.read_text().strip() == deployed_redis.url_of("trainer")
+    assert place.stat().st_mode & 0o777 == 0o600
+    cycles = Cycles(deployed.data_dir / "training")
+    assert not cycles.is_attended()
+    process = subprocess.Popen(
+        [
+            *COMMAND,
+            "trainer",
+            "--data-dir",
+            str(deployed.data_dir),
+            "--model",
+            str(tiny_checkpoint),
+        ],
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]},
+    )
+    try:
+        wait_until(cycles.is_attended)
+        with connect(place.read_text().strip()) as connection:
+            assert TrajectoryConsumer(connection, "me").waiting() >= 0
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_the_image_finds_it_healthy(deployed: Service) -> None:

@@ -132,7 +132,7 @@ def urls(embedded: EmbeddedRedis, place: tuple[Settings, Path]) -> dict[str, str
         "server": embedded.urls.log,
         "shelf": embedded.urls.shelf,
         "metrics": embedded.urls.metrics,
-        "trainer": settings.trainer_url_file.read_text().strip(),
+        "trainer": embedded.urls.trainer,
         "operator": settings.redis_url_file.read_text().strip(),
     }
 
@@ -262,11 +262,11 @@ def test_passwords_are_private_lasting_and_nowhere_else(
         for path in settings.data_dir.rglob("*")
         if path.is_file() and any(password.encode() in path.read_bytes() for password in known)
     }
-    assert holders == {"passwords.json", "redis.url", "redis-trainer.url"}
-    for name in ("redis/passwords.json", "redis/redis.conf", "redis.url", "redis-trainer.url"):
+    assert holders == {"passwords.json", "redis.url"}
+    for name in ("redis/passwords.json", "redis/redis.conf", "redis.url"):
         assert (settings.data_dir / name).stat().st_mode & 0o777 == 0o600
     embedded.stop()
-    assert not settings.trainer_url_file.exists()
+    assert not settings.redis_url_file.exists()
     assert EmbeddedRedis(settings, runtime).urls.log == urls["server"]
 
 
