@@ -19,6 +19,7 @@ class Panel:
     unit: str
     queries: tuple[tuple[str, str], ...]
     help: str = ""
+    signed: bool = False
 
 
 def rate(metric: str, by: str = "") -> str:
@@ -132,6 +133,59 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "What other ingresses will not see.",
         ),
     ),
+    "Policies and training": (
+        Panel(
+            "Versions that serve",
+            "short",
+            (
+                (
+                    "count by (role, policy_version) (cogrpo_policy_info)",
+                    "{{role}} {{policy_version}}",
+                ),
+            ),
+            "How many engines serve each.",
+        ),
+        Panel(
+            "Engines that serve what the registry names",
+            "percentunit",
+            (("avg(cogrpo_policy_converged)", "share"),),
+        ),
+        Panel(
+            "Swaps",
+            "short",
+            (("sum by (outcome) (increase(cogrpo_policy_swaps_total[1h]))", "{{outcome}}"),),
+            "In the last hour, over the engines: installed, refused, withdrawn.",
+        ),
+        Panel("Canary's share", "percentunit", (("max(cogrpo_canary_share)", "of the requests"),)),
+        Panel(
+            "Training cycles",
+            "short",
+            (
+                ("max by (status) (cogrpo_training_cycles)", "{{status}}"),
+                ("max(cogrpo_training_promoted)", "promoted"),
+            ),
+        ),
+        Panel(
+            "Trainer",
+            "percentunit",
+            (
+                ("max(cogrpo_trainer_up)", "at work"),
+                ("max(cogrpo_training_progress)", "of the running cycle"),
+            ),
+        ),
+        Panel(
+            "Effect at the gate",
+            "none",
+            (("max(cogrpo_training_effect)", "of the last challenger"),),
+            "The reward's mean difference to the champion.",
+            signed=True,
+        ),
+        Panel(
+            "Trajectories read",
+            "short",
+            (("max by (fate) (cogrpo_training_trajectories)", "{{fate}}"),),
+        ),
+    ),
 }
 
 
@@ -173,7 +227,10 @@ def _time_series(panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.help,
         "datasource": DATASOURCE,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit} | ({} if panel.signed else {"min": 0}),
+            "overrides": [],
+        },
         "options": {"tooltip": {"mode": "multi"}},
         "targets": [
             {"refId": chr(ord("A") + i), "expr": expr, "legendFormat": legend}

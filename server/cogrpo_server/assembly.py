@@ -11,6 +11,7 @@ from cogrpo_server.drain import DrainSwitch
 from cogrpo_server.jobs import Backend
 from cogrpo_server.keys import load_keys
 from cogrpo_server.logged import Logged
+from cogrpo_server.metrics_training import TrainingMetrics
 from cogrpo_server.policies import Policies
 from cogrpo_server.redis_process import RedisUrls
 from cogrpo_server.routes_training import training_routes
@@ -23,6 +24,8 @@ def make_app(
     backend: Backend, settings: Settings, urls: RedisUrls, telemetry: Telemetry
 ) -> FastAPI:
     """The HTTP application, connected to Redis. Raises `SettingsError` for a bad key file."""
+    cycles = Cycles(settings.training_dir)
+    TrainingMetrics(telemetry.registry, cycles)
     return create_app(
         backend,
         load_keys(settings.keys_file or settings.own_keys_file),
@@ -35,7 +38,7 @@ def make_app(
             default_share=settings.canary_share,
             announce_url=urls.shelf,
         ),
-        training=training_routes(Cycles(settings.training_dir), has_trainer=settings.trainer),
+        training=training_routes(cycles, has_trainer=settings.trainer),
     )
 
 
