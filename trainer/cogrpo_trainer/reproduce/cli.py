@@ -1,6 +1,7 @@
 """`cogrpo reproduce`; torch and the models are imported when the command runs."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def reproduce(
     scale: Annotated[
         float, typer.Option(min=0.01, max=10, help="Of the iterations; below 1 to try it.")
     ] = 1.0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings and measures at a time; cores by default.")
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Also render the page there, plots in images/ beside it.")
     ] = None,
@@ -42,13 +46,15 @@ def reproduce(
     from cogrpo_trainer.measure import held_out_prompts
     from cogrpo_trainer.reproduce.execute import Budget, Laboratory, command_line, commit
     from cogrpo_trainer.reproduce.page import write_page
+    from cogrpo_trainer.reproduce.parallel import prepare
     from cogrpo_trainer.reproduce.tables import rows_of
 
     console = Console(stderr=True)
     budget = Budget(prompts=prompts, scale=scale, model=model)
+    items = {n: limited(ITEMS[n], seeds) for n in (ITEMS if name == ALL else [name])}
+    prepare(out, budget, items.values(), jobs or os.cpu_count() or 1, console.print)
     laboratory = Laboratory(out, budget, say=console.print)
-    for chosen in ITEMS if name == ALL else [name]:
-        item = limited(ITEMS[chosen], seeds)
+    for chosen, item in items.items():
         result = {
             "item": chosen,
             "title": item.title,

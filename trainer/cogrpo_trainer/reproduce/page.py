@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cogrpo_trainer.reproduce.plan import HORIZON, ITEMS, STEP_COUNTS
+from cogrpo_trainer.reproduce.plan import HORIZON, ITEMS, MORE_STEPS, STEP_COUNTS
 
 HEAD = """# The paper's tables, in form, on the embedded world
 
@@ -88,7 +88,10 @@ def steps_figure(result: Mapping[str, Any]) -> Figure:
 def _lines(axis: Axes, result: Mapping[str, Any], place: Any) -> None:
     rows = {row["label"]: row["columns"]["shapes-align"]["mean"] for row in result["rows"]}
     for who in ("base", "Co-GRPO"):
-        points = [(place(who, steps), rows[f"{who}, {steps} steps"]) for steps in STEP_COUNTS]
+        points = [
+            (place(who, steps), rows[f"{who}, {steps} steps"])
+            for steps in (*STEP_COUNTS, *MORE_STEPS)
+        ]
         points = [(x, mean) for x, mean in points if x is not None]
         if points:
             xs = [x for x, _ in points]

@@ -1,0 +1,65 @@
+"""Makes what items need on several processes at once: trainings and searches, then measures.
+
+All that they make are files, which `Laboratory` finds afterwards; so this too is resumable.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from cogrpo_trainer.reproduce.execute import Budget, Laboratory
+from cogrpo_trainer.reproduce.plan import BASE, BEST_CONSTANT, BEST_STATIC, CYCLES, Item, Measure
+
+SEARCHED = (BEST_CONSTANT, BEST_STATIC)
+
+
+def prepare(
+    folder: Path, budget: Budget, items: Iterable[Item], jobs: int, say: Callable[[str], None]
+) -> None:
+    """Trains, searches and measures all that the items need, `jobs` at a time.
+
+    Raises what a job raised; the others stop where they are.
+    """
+    measures = {measure for item in items for row in item.rows.values() for measure in row}
+    first: list[tuple[str, Measure]] = [
+        ("train", Measure(run, seed, CYCLES))
+        for run, seed in sorted({(m.model, m.seed) for m in measures if m.model != BASE})
+    ]
+    first += [("search", m) for m in sorted(measures) if m.schedule in SEARCHED]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=_start, initargs=(folder, budget, threads)
+    ) as pool:
+        for batch in (first, [("measure", m) for m in sorted(measures)]):
+            futures = {pool.submit(_do, *job): job for job in batch}
+            try:
+                for number, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    kind, measure = futures[future]
+                    say(f"{number} of {len(futures)}: {kind} {measure.key}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_laboratory: Laboratory
+"""Of this process."""
+
+
+def _start(folder: Path, budget: Budget, threads: int) -> None:
+    global _laboratory
+    import torch
+
+    torch.set_num_threads(threads)
+    _laboratory = Laboratory(folder, budget)
+
+
+def _do(kind: str, measure: Measure) -> None:
+    if kind == "train":
+        _laboratory.train(measure.model, measure.seed, measure.cycle)
+    elif kind == "search":
+        _laboratory.schedule(measure)
+    else:
+        _laboratory.scores(measure)
