@@ -2,6 +2,7 @@
 #
 #   make serve              the service on http://127.0.0.1:8000, with the embedded model
 #   make test               the tests           (make test ARGS="-k trajectory")
+#   make demo               a training cycle under load, before and after, with a report: 20 minutes
 #   make check              format, lint, types, import rules, and the files of deploy/
 #   make test-rewards       our scores against the real packages, which it installs; long
 #   make bench              whether sampler and learner are as fast as they were
@@ -9,7 +10,7 @@
 # PYTHON=/path/to/python chooses the interpreter for the virtual environment (3.11 or newer).
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-rewards check format bench clean
+.PHONY: help install serve test demo test-rewards check format bench clean
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -57,6 +58,10 @@ serve: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest $(ARGS)
+
+# The report goes to demo/report.md.
+demo: $(STAMP)
+	@exec $(PY) -m demo $(ARGS)
 
 # Environments of the packages go to .venv-rewards, or to COGRPO_TEST_ENVS.
 test-rewards: $(STAMP)

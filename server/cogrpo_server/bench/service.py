@@ -1,4 +1,4 @@
-"""`cogrpo serve` as a process of its own, started for a benchmark and stopped after it."""
+"""`cogrpo serve` as a process of its own, for a benchmark or the demo, and stopped after it."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Service:
 
     url: str
     key: str
+    admin_key: str
 
     def client(self, timeout: float) -> httpx.AsyncClient:
         """A client with as many connections as are wanted; every wait is at most `timeout` s."""
@@ -43,10 +44,18 @@ class Service:
 
 
 @contextlib.contextmanager
-def running_service(model: str, threads: int, *, redis_url: str | None = None) -> Iterator[Service]:
-    """A service that is ready, with a data folder that goes with it.
+def running_service(
+    model: str,
+    threads: int,
+    *,
+    redis_url: str | None = None,
+    data_dir: Path | None = None,
+    options: Sequence[str] = ("--no-trainer",),
+) -> Iterator[Service]:
+    """A service that is ready, in `data_dir`, or in a folder that goes with it.
 
-    Raises `BenchError` with what it printed when it does not start.
+    `options` are more of `cogrpo serve`'s. Raises `BenchError` with what it printed when it does
+    not start.
     """
     environment = {
         name: value
@@ -56,12 +65,13 @@ def running_service(model: str, threads: int, *, redis_url: str | None = None) -
     if redis_url is not None:
         environment["REDIS_URL"] = redis_url
     with tempfile.TemporaryDirectory(prefix="cogrpo-bench-") as folder:
-        data_dir, port, output = Path(folder) / "data", _free_port(), Path(folder) / "output"
-        options = ["--model", model, "--threads", str(threads)]
-        options += ["--data-dir", str(data_dir), "--port", str(port), "--no-trainer"]
+        data_dir, port = data_dir or Path(folder) / "data", _free_port()
+        output = Path(folder) / "output"
+        settings = ["--model", model, "--threads", str(threads)]
+        settings += ["--data-dir", str(data_dir), "--port", str(port), *options]
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cogrpo_client", "serve", *options],
+                [sys.executable, "-m", "cogrpo_client", "serve", *settings],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -73,7 +83,7 @@ def running_service(model: str, threads: int, *, redis_url: str | None = None) -
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(process, url, output)
             entries = json.loads((data_dir / "keys.json").read_text())["keys"]
-            yield Service(url, entries[0]["key"])
+            yield Service(url, entries[0]["key"], entries[1]["key"])
         finally:
             _stop(process)
 
