@@ -13,6 +13,7 @@ from cogrpo_server.bench.load import arrivals
 
 AT_ONCE = 8
 """Questions of a list that are under way: the engine's slots."""
+USERS = 25
 DAY = 86_400.0
 
 
@@ -51,28 +52,37 @@ class Crowd:
     ) -> None:
         """`rate` users a second, each with a prompt, until `leave`; then waits for the last."""
 
-        async def visit(prompt: str) -> None:
+        async def visit(number: int, prompt: str) -> None:
             try:
-                self.pictures.append(await ask(client, prompt, steps=steps))
+                user = f"user-{number % USERS}"
+                self.pictures.append(await ask(client, prompt, steps=steps, user=user))
             except APIError as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
 
         begin = time.monotonic()
         async with asyncio.TaskGroup() as visits:
-            for moment in arrivals(rate, DAY, seed):
+            for number, moment in enumerate(arrivals(rate, DAY, seed)):
                 try:
                     await asyncio.wait_for(leave.wait(), begin + moment - time.monotonic())
                     return
                 except TimeoutError:
-                    visits.create_task(visit(next(prompts)))
+                    visits.create_task(visit(number, next(prompts)))
 
 
 async def ask(
-    client: AsyncClient, prompt: str, *, steps: int, seed: int | None = None, store: bool = True
+    client: AsyncClient,
+    prompt: str,
+    *,
+    steps: int,
+    seed: int | None = None,
+    store: bool = True,
+    user: str | None = None,
 ) -> Picture:
     """One picture. Raises `APIError`."""
     moment = time.monotonic()
-    made = await client.generate(prompt, num_inference_steps=steps, seed=seed, store=store)
+    made = await client.generate(
+        prompt, num_inference_steps=steps, seed=seed, store=store, user=user
+    )
     return Picture(
         prompt,
         steps,

@@ -18,7 +18,7 @@ from demo.users import Crowd, Picture, ask_all
 from tests.server.process import running
 
 
-async def test_users_come_at_random_moments_and_ask_lists(
+async def test_users_come_at_random_moments_ask_lists_and_keep_failures(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     with running(tiny_checkpoint, tmp_path / "data", "--single-process") as service:
@@ -34,24 +34,19 @@ async def test_users_come_at_random_moments_and_ask_lists(
             leave.set()
             await asyncio.wait_for(coming, 60)
             again = await ask_all(client, ["a red circle"] * 3, steps=2, first_seed=5)
-    assert crowd.failures == [] and {p.version for p in crowd.pictures} == {"base"}
-    for one, other in zip(asked, again, strict=True):
-        np.testing.assert_array_equal(one.pixels, other.pixels)
-    assert not np.array_equal(asked[0].pixels, asked[1].pixels)
-
-
-async def test_a_request_that_fails_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with running(tiny_checkpoint, tmp_path / "data", "--single-process") as service:
-        async with AsyncClient(service.url, service.keys[0], max_retries=0) as client:
-            crowd, leave = Crowd(), asyncio.Event()
+            unlucky, leave = Crowd(), asyncio.Event()
             coming = asyncio.create_task(
-                crowd.come(client, itertools.repeat(" "), leave, rate=20.0, steps=2, seed=0)
+                unlucky.come(client, itertools.repeat(" "), leave, rate=20.0, steps=2, seed=0)
             )
-            while not crowd.failures:
+            while not unlucky.failures:
                 await asyncio.sleep(0.05)
             leave.set()
             await asyncio.wait_for(coming, 60)
-    assert crowd.pictures == [] and "prompt" in crowd.failures[0]
+    assert crowd.failures == [] and {p.version for p in crowd.pictures} == {"base"}
+    assert unlucky.pictures == [] and "prompt" in unlucky.failures[0]
+    for one, other in zip(asked, again, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert not np.array_equal(asked[0].pixels, asked[1].pixels)
 
 
 @pytest.fixture(scope="module")

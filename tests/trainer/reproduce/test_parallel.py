@@ -1,0 +1,35 @@
+"""Several jobs at a time leave the files that one after the other would."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cogrpo_trainer.reproduce.execute import Budget, Laboratory
+from cogrpo_trainer.reproduce.parallel import prepare
+from cogrpo_trainer.reproduce.plan import Item, Measure
+
+MEASURES = [Measure(schedule="cosine-power:1.0", steps=1), Measure(schedule="meissonic", steps=2)]
+ITEM = Item("some", "Some", {"one": [MEASURES[0]], "other": [MEASURES[1]]}, {})
+
+
+@pytest.mark.slow
+def test_measures_are_those_of_one_process(tmp_path: Path) -> None:
+    budget, said = Budget(prompts=7), list[str]()
+    prepare(tmp_path / "two", budget, [ITEM], 2, said.append)
+    assert sorted(line.split(": ")[1] for line in said) == sorted(
+        f"measure {measure.key}" for measure in MEASURES
+    )
+    alone = Laboratory(tmp_path / "one", budget)
+    for measure in MEASURES:
+        expected = alone.scores(measure)
+        saved = json.loads((tmp_path / "two" / "measures" / f"{measure.key}.json").read_text())
+        assert saved["scores"].keys() == expected.keys()
+        for name, values in expected.items():
+            assert saved["scores"][name] == pytest.approx(values.tolist(), abs=1e-3)
+
+
+def test_what_a_job_raises_ends_it(tmp_path: Path) -> None:
+    budget = Budget(prompts=7, model=str(tmp_path / "nowhere"))
+    with pytest.raises(Exception, match="nowhere"):
+        prepare(tmp_path / "out", budget, [ITEM], 1, lambda _: None)
