@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CELL = 192  # pixels of a picture's longer side
 MARGIN = 12
 HEADING = 34
+FOOTING = 46  # two lines of a caption
 
 
 def compare(
@@ -52,12 +53,12 @@ def draw_rows(title: str, rows: "list[tuple[str, list[tuple[str, Image.Image]]]]
 
     columns = max(len(row) for _, row in rows)
     width = columns * (CELL + MARGIN) + MARGIN
-    height = HEADING + len(rows) * (CELL + 2 * HEADING)
+    height = HEADING + len(rows) * (HEADING + CELL + FOOTING)
     canvas = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     pen.text((MARGIN, 8), title[: width // 8], fill="black", font=font)
     for i, (heading, row) in enumerate(rows):
-        top = HEADING + i * (CELL + 2 * HEADING)
+        top = HEADING + i * (HEADING + CELL + FOOTING)
         pen.text((MARGIN, top + 8), heading, fill=(60, 60, 60), font=font)
         for j, (caption, image) in enumerate(row):
             left = MARGIN + j * (CELL + MARGIN)

@@ -46,8 +46,9 @@ def _page(story: Story, results: Results, names: dict[str, str], made_by: str) -
         for name in (REWARD, *TRAINED, HELD_OUT, CHECKER)
     ]
     fewer = [
-        f"| {steps} | {mean(results.after[steps][REWARD]).value:.3f} | {_gain(gap)} |"
-        for steps, gap in results.fewer.items()
+        f"| {few} | {mean(results.after[few][REWARD]).value:.3f} | {many} | "
+        f"{mean(results.before[many][REWARD]).value:.3f} | {_gain(gap)} |"
+        for (few, many), gap in results.fewer.items()
     ]
     effect, interval = evaluation.effect or 0.0, evaluation.interval or (0.0, 0.0)
     return f"""# One cycle of the online loop
@@ -86,10 +87,10 @@ two rewards that are trained on; `{HELD_OUT}` and the checker are not trained on
 
 ![Reward by steps](images/{names["steps"]})
 
-The new version at fewer steps, against the base at {STEPS}:
+The new version at fewer steps than the base:
 
-| steps | reward | less the base's at {STEPS} |
-|---|---|---|
+| its steps | reward | the base's steps | reward | difference |
+|---|---|---|---|---|
 {chr(10).join(fewer)}
 
 ## The cycle

@@ -1,5 +1,6 @@
 """From pictures to figures: rewards of what users got, and gains with their intervals."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,9 @@ class Results:
     after: dict[int, Scores]
     gains: dict[str, Mean]
     """At equal steps, paired."""
-    fewer: dict[int, Mean]
-    """By number of steps below the users': the champion's reward there less the base's at them."""
+    fewer: dict[tuple[int, int], Mean]
+    """By two neighbouring numbers of steps: the champion's reward at the fewer less the base's at
+    the more."""
     live_before: Mean
     live_after: Mean
     """Of the crowd's pictures, by the version that made them."""
@@ -50,7 +52,10 @@ def results_of(story: Story, prompts: Sequence[Prompt]) -> Results:
         before,
         after,
         dict(gains(after[STEPS], before[STEPS])),
-        {n: mean(after[n][REWARD] - before[STEPS][REWARD]) for n in STEP_COUNTS if n < STEPS},
+        {
+            (few, many): mean(after[few][REWARD] - before[many][REWARD])
+            for few, many in itertools.pairwise(STEP_COUNTS)
+        },
         mean(live[~new]),
         mean(live[new]),
         live,
