@@ -98,6 +98,20 @@ class TextEncoder(nn.Module):
         with _TOKENIZING:
             return len(self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
 
+    def shortened(self, prompt: str) -> str:
+        """The prompt, or as many of its first words as are read whole; it is never empty."""
+        if self.token_count(prompt) <= self.max_length:
+            return prompt
+        fits, longest = 1, len(prompt)
+        while fits < longest:
+            middle = (fits + longest + 1) // 2
+            if self.token_count(prompt[:middle]) <= self.max_length:
+                fits = middle
+            else:
+                longest = middle - 1
+        words, _, _ = prompt[:fits].rpartition(" ")
+        return words if words.strip() else prompt[:fits]
+
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Ids [B, L] (int64, CPU), padded and cut to `max_length`."""
         with _TOKENIZING:

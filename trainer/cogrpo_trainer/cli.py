@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    suite: Annotated[str, typer.Option(help="geneval-shapes or long-shapes.")] = "geneval-shapes",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="Of the embedded world: geneval-shapes or long-shapes. Published, with --prompts "
+            "and --out: imagereward, hpsv2, geneval or dpg."
+        ),
+    ] = "geneval-shapes",
     model: Annotated[
         str, typer.Option(help="A checkpoint: an embedded name, a folder or a Hub id.")
     ] = "shapes",
@@ -34,18 +40,52 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=100, help="The preset's, to start [default: the model's]."),
     ] = None,
-    n_per_task: Annotated[int, typer.Option(min=1, max=10_000, help="Prompts of a task.")] = 60,
+    n_per_task: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Prompts of a task, embedded [default: 60]."),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of prompt 0; the next ones count up.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=64, help="Pictures of a batch.")] = 16,
     images: Annotated[
-        Path | None, typer.Option(file_okay=False, help="A folder for every picture, as PNG.")
+        Path | None,
+        typer.Option(file_okay=False, help="A folder for every picture, as PNG, embedded."),
     ] = None,
     grid: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="A PNG file for 64 pictures, captioned and marked."),
+        typer.Option(dir_okay=False, help="A PNG file for 64 captioned pictures, embedded."),
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File or folder of a published suite's prompts.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of a published suite's pictures and scores; a stopped run goes on there.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Pictures of a prompt, published [default: 1 or 4]."),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Scores imagereward or hpsv2 [default: image-reward or hpsv2]."),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the pictures of a published suite should not show.")
+    ] = None,
+    detector: Annotated[
+        str, typer.Option(help="Mask2Former of geneval: a folder, or a Hub id that was fetched.")
+    ] = "facebook/mask2former-swin-small-coco-instance",
+    color_model: Annotated[
+        str, typer.Option(help="open_clip model of geneval: a folder, or a fetched Hub id.")
+    ] = "timm/vit_large_patch14_clip_224.openai",
+    pictures_only: Annotated[
+        bool, typer.Option("--pictures-only", help="Make a published suite's pictures, no scores.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")
     ] = None,
@@ -58,9 +98,51 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from cogrpo_core.shapes.suites import PROMPTS_PER_TASK, SUITES
     from cogrpo_core.shapes.suites import suite as prompts_of
+    from cogrpo_trainer.suites import PUBLISHED
 
-    prompts = prompts_of(suite, n_per_task)
+    if suite in PUBLISHED:
+        if n_per_task or images or grid:
+            raise typer.BadParameter(f"--n-per-task, --images and --grid are not for {suite}")
+        from cogrpo_trainer.evaluate import Settings, load_pipeline
+        from cogrpo_trainer.suites.run import Request, plan, run
+
+        request = Request(
+            suite=suite,
+            prompts=prompts,
+            out=out,
+            seeds=seeds,
+            seed=seed,
+            batch_size=batch_size,
+            reward=reward,
+            detector=detector,
+            color_model=color_model,
+            pictures_only=pictures_only,
+        )
+        planned = plan(request)
+        place = _device(device)
+        run(
+            request,
+            planned,
+            load_pipeline(
+                model, device=place, remask_temperature=remask_temperature, dtype=torch_type(dtype)
+            ),
+            Settings(steps, schedule, guidance_scale, negative_prompt),
+            workers=_cores() if place == "cpu" else 1,
+            device=place,
+            as_json=as_json,
+        )
+        return
+    if suite not in SUITES:
+        known = ", ".join([*SUITES, *PUBLISHED])
+        raise typer.BadParameter(f"unknown suite {suite!r}: choose one of {known}")
+    if prompts or out or seeds or reward or negative_prompt or pictures_only:
+        raise typer.BadParameter(
+            f"--prompts, --out, --seeds, --reward, --negative-prompt and --pictures-only are not "
+            f"for {suite}"
+        )
+    held_out = prompts_of(suite, n_per_task or PROMPTS_PER_TASK)
     _folders(images, grid and grid.parent)
     from cogrpo_trainer.evaluate import (
         Report,
@@ -79,12 +161,12 @@ def evaluate(
         model, device=place, remask_temperature=remask_temperature, dtype=torch_type(dtype)
     )
     settings = Settings(steps, schedule, guidance_scale)
-    job = pipe.plan(prompts[0].text, **vars(settings))[0]  # a wrong argument is an error here
+    job = pipe.plan(held_out[0].text, **vars(settings))[0]  # a wrong argument is an error here
     check_size(job.height, job.width)
     with Progress(console=Console(stderr=True)) as bar:
-        row = bar.add_task("pictures", total=len(prompts))
+        row = bar.add_task("pictures", total=len(held_out))
         samples = run_suite(
-            prompts,
+            held_out,
             prompted(pipe, settings, workers=_cores() if place == "cpu" else 1),
             seed=seed,
             batch_size=batch_size,

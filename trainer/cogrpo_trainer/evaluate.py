@@ -39,6 +39,7 @@ class Settings:
     num_inference_steps: int | None = None
     schedule: str | None = None
     guidance_scale: float | None = None
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)

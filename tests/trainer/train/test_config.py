@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cogrpo_client.cli import build_app
+from cogrpo_core.schedule import ACTION_COLUMNS
 from cogrpo_trainer.train.config import ConfigError, load_config, presets
 
 
@@ -16,23 +17,30 @@ def test_presets_are_whole():
 
 
 def test_the_papers_run_is_the_papers():
-    """Section 5.1 and appendix A."""
+    """Section 5.1 and appendix A, line by line."""
     config = load_config("meissonic-1b")
     model, schedule = config.model_phase, config.schedule_phase
-    assert (config.cycles, config.num_inference_steps, config.kl_weight) == (3, 48, 0.0)
+    assert config.model == "MeissonFlow/Meissonic"
+    assert len(config.prompts) == 2  # HPDv2 and ImageReward
+    assert config.rewards == {"image-reward": 0.5, "hpsv2": 0.5}
+    assert (config.mode, config.cycles) == ("alternate", 3)
+    assert (config.num_inference_steps, config.kl_weight) == (48, 0.0)
     assert config.betas == (0.9, 0.95)
+    assert config.ema == 0.0 and config.min_spread == 0.0  # neither is the paper's
+
     assert config.cycles * model.iterations == 300
-    assert abs(config.cycles * schedule.iterations - 200) < config.cycles
-    assert (model.learning_rate, model.weight_decay, model.group_size, model.batch_size) == (
-        1e-5,
-        0.02,
-        6,
-        96,
-    )
+    assert (model.learning_rate, model.weight_decay) == (1e-5, 0.02)
+    assert (model.group_size, model.batch_size) == (6, 96)
+    assert model.ratio == "product"  # Eq. 19
+    assert not model.lora_rank and not model.blocks_only
+
+    assert abs(config.cycles * schedule.iterations - 200) < config.cycles  # no multiple of 3
     assert (schedule.learning_rate, schedule.weight_decay) == (1e-4, 0.0)
     assert (schedule.group_size, schedule.batch_size) == (8, 256)
-    assert model.ratio == "product"
-    assert config.rewards == {"image-reward": 0.5, "hpsv2": 0.5}
+    assert schedule.actions == ACTION_COLUMNS  # all four of A
+
+    for phase in (model, schedule):
+        assert (phase.updates, phase.step_share, phase.last_step) == (1, 1.0, True)
 
 
 def test_file_and_command_line_lie_over_the_preset(tmp_path):

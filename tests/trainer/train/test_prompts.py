@@ -1,12 +1,15 @@
 """Prompts of training: from the evaluated tasks or a file, a function of seed and iteration."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cogrpo_core.shapes.suites import SUITES, suite
-from cogrpo_trainer.train.config import ConfigError
+from cogrpo_trainer.train.config import ConfigError, TrainConfig
 from cogrpo_trainer.train.prompts import SHAPES, Prompts, rollout_seeds
+from cogrpo_trainer.train.run import Trainer
+from tests.trainer.train.conftest import composite
 
 
 def test_the_worlds_prompts_repeat_and_are_none_of_the_held_out_ones() -> None:
@@ -33,3 +36,20 @@ def test_every_sample_has_a_seed_of_its_own() -> None:
     seeds = rollout_seeds(64, seed=1, iteration=2)
     assert len(set(seeds)) == 64 and seeds == rollout_seeds(64, seed=1, iteration=2)
     assert seeds != rollout_seeds(64, seed=1, iteration=3)
+
+
+def test_a_run_cuts_what_its_encoder_cannot_read_and_goes_on_with_a_mixture(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("a red circle " * 20)
+    (tmp_path / "more.json").write_text('["a blue star", {"prompt": "A blue  star"}]')
+    names = (str(tmp_path / "long.txt"), str(tmp_path / "more.json"))
+    config = make_config(prompts=names)
+    trainer = Trainer(config, tmp_path / "run", composite())
+    encoder = trainer.checkpoint.text_encoder
+    done = trainer.step()
+    drawn = {each.prompt for each in done.rollout.trajectories}
+    assert len(drawn) == 2 and "a blue star" in drawn
+    assert max(map(encoder.token_count, drawn)) <= encoder.max_length
+    trainer.save()
+    assert Trainer(config, tmp_path / "run", composite()).iteration == 1

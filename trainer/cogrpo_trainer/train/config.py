@@ -106,8 +106,8 @@ class TrainConfig(Settings):
     cycles: Count = 3
     num_inference_steps: Annotated[int, Field(ge=1, le=256)] = 48
     """T of the rollouts."""
-    prompts: str = "shapes"
-    """`shapes` for the embedded world's training prompts, or a text file, one prompt a line."""
+    prompts: str | Annotated[tuple[str, ...], Field(min_length=1)] = "shapes"
+    """`shapes` for the embedded world's training prompts, or one or several files of prompts."""
     rewards: Annotated[dict[str, float], Field(min_length=1)]
     """Reward names and their weights in the advantage."""
     feedback_weight: Annotated[float, Field(ge=0)] = 0.0

@@ -30,6 +30,8 @@ def launch(config: TrainConfig, out: Path, prompts_evaluated: int) -> None:
         train_distributed(config, out, partial(make_composite, config, device))
     trainer = Trainer(config, out, composite, device=device)  # goes on from what is there
     trained = sum(value.numel() for value in trainer.trained.parameters().values())
+    if trainer.prompts.files is not None:
+        console.print(str(trainer.prompts.files))
     console.print(f"{trained:,} trained parameters; memory that this run needs:")
     for line in memory_plan(trainer.checkpoint, config, trained).lines():
         console.print(line)

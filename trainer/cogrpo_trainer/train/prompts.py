@@ -1,5 +1,6 @@
 """The prompts of an iteration: a function of the run's seed and the iteration, nothing else."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,30 +8,47 @@ import numpy as np
 from cogrpo_core.shapes.captions import caption
 from cogrpo_core.shapes.checker import TASKS
 from cogrpo_core.shapes.suites import LONG, practice_spec
+from cogrpo_trainer.prompt_files import PromptFileError, PromptSet, read_prompts
 from cogrpo_trainer.train.config import ConfigError
 
 SHAPES = "shapes"
-MAX_FILE_BYTES = 1 << 28
 MASTERED = ("single_object", "colors", "position")
 MASTERED_WEIGHT = 0.2
 
 
 class Prompts:
-    """Training prompts: the embedded world's (no held-out composition among them), or a file's."""
+    """Training prompts: the embedded world's (no held-out composition among them), or of files.
 
-    def __init__(self, source: str) -> None:
-        """Raises `ConfigError` for a file that is missing, empty or not text."""
-        self.lines = None if source == SHAPES else _read(Path(source))
+    Every prompt of all files is as likely as any other.
+    """
+
+    def __init__(self, source: str | Sequence[str]) -> None:
+        """Raises `ConfigError` for a file that is missing, empty or not what its ending says."""
+        self.shortened: Callable[[str], str] = lambda text: text
+        """What makes a file's prompt as short as the text encoder reads."""
+        self.files: PromptSet | None = None
+        if source != SHAPES:
+            names = [source] if isinstance(source, str) else source
+            try:
+                self.files = read_prompts([Path(name) for name in names])
+            except PromptFileError as error:
+                raise ConfigError(f"prompts: {error}") from None
+
+    @property
+    def lines(self) -> list[str] | None:
+        """All prompts of the files; None for the embedded world's."""
+        return None if self.files is None else self.files.prompts
 
     def draw(self, count: int, *, seed: int, iteration: int) -> list[str]:
         """`count` prompts."""
         rng = np.random.default_rng([seed, iteration, 1])
-        if self.lines is None:
+        known = self.lines
+        if known is None:
             return [_shapes_prompt(rng) for _ in range(count)]
-        # Without repeats as far as the file reaches.
-        rounds = -(-count // len(self.lines))
-        order = np.concatenate([rng.permutation(len(self.lines)) for _ in range(rounds)])
-        return [self.lines[i] for i in order[:count]]
+        # Without repeats as far as the files reach.
+        rounds = -(-count // len(known))
+        order = np.concatenate([rng.permutation(len(known)) for _ in range(rounds)])
+        return [self.shortened(known[i]) for i in order[:count]]
 
 
 def _shapes_prompt(rng: np.random.Generator) -> str:
@@ -49,18 +67,3 @@ def rollout_seeds(count: int, *, seed: int, iteration: int) -> list[int]:
     """A seed for each sample of an iteration."""
     rng = np.random.default_rng([seed, iteration, 2])
     return [int(value) for value in rng.integers(0, 2**32, count)]
-
-
-def _read(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"prompts: {path} is larger than {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"prompts: {path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"prompts: {path} is not UTF-8 text") from None
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not lines:
-        raise ConfigError(f"prompts: {path} holds no prompt; give one a line")
-    return lines

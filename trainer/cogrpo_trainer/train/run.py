@@ -133,6 +133,7 @@ class Trainer:
         self.fleet = fleet or Fleet()
         self.prompts = Prompts(config.prompts)
         checkpoint = checkpoint or load_checkpoint(config.model, device=device)
+        self.prompts.shortened = checkpoint.text_encoder.shortened
         self.checkpoint = replace(checkpoint, schedule_policy=fresh_policy(checkpoint, config))
         self.device = next(checkpoint.transformer.parameters()).device
         assert self.checkpoint.schedule_policy is not None
