@@ -8,11 +8,11 @@ from cogrpo_core.exchange.policy_weights import FullModel, publish
 from cogrpo_core.models.checkpoint import Checkpoint
 
 
-def full(registry: PolicyRegistry, model: Checkpoint, number: int) -> str:
+def full(registry: PolicyRegistry, model: Checkpoint, number: int, strength: float = 0.1) -> str:
     """Publishes a version with other weights, which makes other pictures."""
     generator = torch.Generator().manual_seed(number)
     weights = {
-        name: value + 0.1 * torch.randn(value.shape, generator=generator)
+        name: value + strength * torch.randn(value.shape, generator=generator)
         for name, value in model.transformer.state_dict().items()
     }
     return publish(registry, model, FullModel(weights), evidence={"number": number})

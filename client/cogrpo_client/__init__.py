@@ -23,7 +23,7 @@ from cogrpo_client.errors import (
 )
 from cogrpo_client.jobs import CycleRun, EvaluationRun, Job
 from cogrpo_client.retry import Backoff
-from cogrpo_client.streams import AsyncEventStream, EventStream
+from cogrpo_client.streams import AsyncCycleStream, AsyncEventStream, CycleStream, EventStream
 from cogrpo_client.types import (
     Action,
     Attribution,
@@ -67,6 +67,7 @@ __all__ = [
     "Action",
     "AsyncClient",
     "AsyncCycleRun",
+    "AsyncCycleStream",
     "AsyncEvaluationRun",
     "AsyncEventStream",
     "AsyncJob",
@@ -81,6 +82,7 @@ __all__ = [
     "ConflictError",
     "Cycle",
     "CycleRun",
+    "CycleStream",
     "Drain",
     "Erased",
     "Evaluation",

@@ -1,7 +1,7 @@
 """The twins of `jobs.py` for asyncio: wait for what runs on the service, look at it, end it."""
 
 from cogrpo_client import calls
-from cogrpo_client.streams import AsyncEventStream
+from cogrpo_client.streams import AsyncCycleStream, AsyncEventStream
 from cogrpo_client.transport import AsyncTransport
 from cogrpo_client.types import Cycle, Evaluation, Generation, GenerationRecord, Policy
 from cogrpo_client.waiting import watch_cycle, watch_evaluation, watch_generation
@@ -66,6 +66,10 @@ class AsyncCycleRun:
         self.record = await self._transport.wait(watch_cycle(self.id), timeout)
         return self.record
 
+    def events(self) -> AsyncCycleStream:
+        """It as it is, and at every change to its end; closing them cancels nothing."""
+        return AsyncCycleStream(self._transport, calls.cycle_events(self.id))
+
     async def cancel(self) -> Cycle:
         """End it at its next iteration."""
         self.record = await self._transport.send(calls.cancel_cycle(self.id))
@@ -95,3 +99,8 @@ class AsyncEvaluationRun:
         Raises `APIError` if it failed or was cancelled.
         """
         return await self._transport.wait(watch_evaluation(self.version), timeout)
+
+    async def cancel(self) -> Policy:
+        """End it at its next batch."""
+        self.record = await self._transport.send(calls.cancel_evaluation(self.version))
+        return self.record

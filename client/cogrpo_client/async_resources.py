@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from cogrpo_client import calls
 from cogrpo_client.async_jobs import AsyncCycleRun, AsyncEvaluationRun
 from cogrpo_client.paging import page_size
-from cogrpo_client.streams import AsyncEventStream
+from cogrpo_client.streams import AsyncCycleStream, AsyncEventStream
 from cogrpo_client.transport import AsyncTransport
 from cogrpo_client.types import (
     Canary,
@@ -89,6 +89,10 @@ class AsyncCycles:
         """One cycle."""
         return await self._transport.send(calls.cycle(id))
 
+    def events(self, id: str) -> AsyncCycleStream:
+        """It as it is, and at every change to its end; closing them cancels nothing."""
+        return AsyncCycleStream(self._transport, calls.cycle_events(id))
+
     async def cancel(self, id: str) -> Cycle:
         """End it at its next iteration."""
         return await self._transport.send(calls.cancel_cycle(id))
@@ -140,6 +144,10 @@ class AsyncPolicies:
         """Begin a paired test against another version, the champion if left out."""
         call = calls.evaluate(version, against=against, suite=suite, prompts=prompts)
         return AsyncEvaluationRun(self._transport, await self._transport.send(call))
+
+    async def cancel_evaluation(self, version: str) -> Policy:
+        """End its evaluation at the next batch; one that has ended stays as it is."""
+        return await self._transport.send(calls.cancel_evaluation(version))
 
 
 class AsyncAdmin:

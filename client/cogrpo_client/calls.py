@@ -223,6 +223,12 @@ def cycle(id: str) -> Call[Cycle]:
     return _get(f"{_CYCLES}/{_segment(id)}", reader(Cycle))
 
 
+def cycle_events(id: str) -> Call[None]:
+    """One cycle at every change."""
+    path, headers = f"{_CYCLES}/{_segment(id)}/events", {"Accept": EVENT_STREAM}
+    return Call("GET", path, _no_answer, headers=headers, long=True)
+
+
 def trigger(**settings: Any) -> Call[Cycle]:
     """Begins a cycle."""
     return _post(_CYCLES, reader(Cycle), _given(**settings))
@@ -269,6 +275,11 @@ def evaluate(version: str, **settings: Any) -> Call[Policy]:
     """Begins an evaluation."""
     path = f"{_POLICIES}/{_segment(version)}/evaluate"
     return _post(path, reader(Policy), _given(**settings))
+
+
+def cancel_evaluation(version: str) -> Call[Policy]:
+    """Ends an evaluation."""
+    return _post(f"{_POLICIES}/{_segment(version)}/evaluate/cancel", reader(Policy))
 
 
 def replicas(limit: int, after: str | None) -> Call[Page[Replica]]:

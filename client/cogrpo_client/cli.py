@@ -21,11 +21,13 @@ USER_ERROR = 2
 _HELP = {
     "bench": "Measure service, sampler, learner and kernels, and report ratios.",
     "compare": "Draw a base model and an improved one side by side.",
+    "cycles": "Look at, begin and end training cycles of a service.",
     "evaluate": "Score the model on the tasks of an evaluation suite.",
     "export": "Write an improved policy as a folder that others can load.",
     "fetch": "Download a model from the Hub ahead of time, and check it.",
     "forget": "Remove what is older than some days from the log.",
     "generate": "Make pictures from a prompt, here or, with --server, on a service.",
+    "policies": "Look at, test, promote and roll back versions on a service.",
     "pretrain": "Train the embedded model from nothing.",
     "reproduce": "Reproduce the paper's tables on the embedded world.",
     "rewards": "Install, convert and try the rewards of real models.",

@@ -1,7 +1,7 @@
 """Handles for what runs on the service: wait for it, look at it, end it."""
 
 from cogrpo_client import calls
-from cogrpo_client.streams import EventStream
+from cogrpo_client.streams import CycleStream, EventStream
 from cogrpo_client.transport import Transport
 from cogrpo_client.types import Cycle, Evaluation, Generation, GenerationRecord, Policy
 from cogrpo_client.waiting import watch_cycle, watch_evaluation, watch_generation
@@ -66,6 +66,10 @@ class CycleRun:
         self.record = self._transport.wait(watch_cycle(self.id), timeout)
         return self.record
 
+    def events(self) -> CycleStream:
+        """It as it is, and at every change to its end; closing them cancels nothing."""
+        return CycleStream(self._transport, calls.cycle_events(self.id))
+
     def cancel(self) -> Cycle:
         """End it at its next iteration."""
         self.record = self._transport.send(calls.cancel_cycle(self.id))
@@ -95,3 +99,8 @@ class EvaluationRun:
         Raises `APIError` if it failed or was cancelled.
         """
         return self._transport.wait(watch_evaluation(self.version), timeout)
+
+    def cancel(self) -> Policy:
+        """End it at its next batch."""
+        self.record = self._transport.send(calls.cancel_evaluation(self.version))
+        return self.record

@@ -101,7 +101,7 @@ def generate(
 
 def _follow(stream: EventStream) -> Generation:
     """The pictures, with a bar of the steps of all of them while they are made."""
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("waiting", total=None)
         for event in stream:
             if isinstance(event, StartEvent):
@@ -115,7 +115,7 @@ def _follow(stream: EventStream) -> Generation:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def progress_bar() -> Iterator[Any]:
     """A progress bar on standard error, if somebody looks at it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

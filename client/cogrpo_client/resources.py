@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cogrpo_client import calls
 from cogrpo_client.jobs import CycleRun, EvaluationRun
 from cogrpo_client.paging import page_size
-from cogrpo_client.streams import EventStream
+from cogrpo_client.streams import CycleStream, EventStream
 from cogrpo_client.transport import Transport
 from cogrpo_client.types import (
     Canary,
@@ -89,6 +89,10 @@ class Cycles:
         """One cycle."""
         return self._transport.send(calls.cycle(id))
 
+    def events(self, id: str) -> CycleStream:
+        """It as it is, and at every change to its end; closing them cancels nothing."""
+        return CycleStream(self._transport, calls.cycle_events(id))
+
     def cancel(self, id: str) -> Cycle:
         """End it at its next iteration."""
         return self._transport.send(calls.cancel_cycle(id))
@@ -140,6 +144,10 @@ class Policies:
         """Begin a paired test against another version, the champion if left out."""
         call = calls.evaluate(version, against=against, suite=suite, prompts=prompts)
         return EvaluationRun(self._transport, self._transport.send(call))
+
+    def cancel_evaluation(self, version: str) -> Policy:
+        """End its evaluation at the next batch; one that has ended stays as it is."""
+        return self._transport.send(calls.cancel_evaluation(version))
 
 
 class Admin:

@@ -12,9 +12,8 @@ from cogrpo_client.answers import Answer, failure
 from cogrpo_client.calls import Call
 from cogrpo_client.connection import Connection
 from cogrpo_client.errors import APIError
-from cogrpo_client.events import EventReader
+from cogrpo_client.events import Event, Reader
 from cogrpo_client.paging import PageCall, following
-from cogrpo_client.types import GenerationEvent
 from cogrpo_client.waiting import Deadline, Watch, poll_seconds
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class Transport:
             time.sleep(delay)
             attempt += 1
 
-    def events(self, call: Call[None], reader: EventReader) -> Generator[GenerationEvent]:
+    def events(self, call: Call[None], reader: Reader[Event]) -> Generator[Event]:
         """The events of a stream; what may be resumed is, after a break. Closing it disconnects."""
         deadline = self.connection.deadline(call)
         attempt = 0
@@ -136,9 +135,7 @@ class AsyncTransport:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def events(
-        self, call: Call[None], reader: EventReader
-    ) -> AsyncGenerator[GenerationEvent, None]:
+    async def events(self, call: Call[None], reader: Reader[Event]) -> AsyncGenerator[Event, None]:
         """The events of a stream; what may be resumed is, after a break. Closing it disconnects."""
         deadline = self.connection.deadline(call)
         attempt = 0

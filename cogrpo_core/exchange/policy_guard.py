@@ -1,6 +1,6 @@
 """Whether a version that serves does worse than the one it is compared with: errors and speed.
 
-policy_follower.py asks, and takes the version back. A live reward can be a third question here.
+policy_follower.py asks, and takes the version back. The trainer, which has rewards, looks at those.
 """
 
 from dataclasses import dataclass

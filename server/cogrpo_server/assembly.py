@@ -8,6 +8,7 @@ from cogrpo_core.exchange.training_cycles import Cycles
 from cogrpo_core.exchange.trajectory_log import TrajectoryWriter, connect
 from cogrpo_server.app import create_app
 from cogrpo_server.drain import DrainSwitch
+from cogrpo_server.evaluations import PolicyEvaluations
 from cogrpo_server.jobs import Backend
 from cogrpo_server.keys import load_keys
 from cogrpo_server.logged import Logged
@@ -37,6 +38,7 @@ def make_app(
             PolicyRegistry(settings.policies_place),
             default_share=settings.canary_share,
             announce_url=urls.shelf,
+            evaluations=PolicyEvaluations(settings.training_dir, has_trainer=settings.trainer),
         ),
         training=training_routes(cycles, has_trainer=settings.trainer),
     )

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cogrpo_core.exchange.training_cycles import CycleRecord, Cycles, CyclesAwayError, CycleStatus
+from cogrpo_core.exchange.training_cycles import CycleRecord, Cycles
+from cogrpo_core.exchange.training_records import RunStatus, TrainingAwayError
 
 READ_SECONDS = 10.0
 """The records are read so often at most."""
@@ -36,7 +37,7 @@ class TrainingMetrics(Collector):
         statuses = GaugeMetricFamily(
             "cogrpo_training_cycles", "Cycles on record, by how far they are.", labels=["status"]
         )
-        for status in get_args(CycleStatus):
+        for status in get_args(RunStatus):
             statuses.add_metric([status], by_status[status])
         yield statuses
         yield GaugeMetricFamily(
@@ -75,7 +76,7 @@ class TrainingMetrics(Collector):
     def _newest_first(self) -> list[CycleRecord]:
         """The records; those of before while the folder cannot be read."""
         if not self._read or time.monotonic() - self._read >= READ_SECONDS:
-            with contextlib.suppress(CyclesAwayError):
+            with contextlib.suppress(TrainingAwayError):
                 self._records = self._cycles.records()
             self._read = time.monotonic()
         return self._records

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cogrpo_client.types import Canary, Judged, Policy, Promotion
+from cogrpo_client.types import Canary, EvaluateRequest, Judged, Policy, Promotion
 from cogrpo_core.exchange.policy_announce import announce
 from cogrpo_core.exchange.policy_journal import Entry, Judgement, Move, Share
 from cogrpo_core.exchange.policy_registry import PolicyRegistry, PolicyVersion, RegistryError
+from cogrpo_core.exchange.training_cycles import BASE
 from cogrpo_core.exchange.trajectory_log import connect
-from cogrpo_server.problems import ApiError
+from cogrpo_server.evaluations import PolicyEvaluations
+from cogrpo_server.problems import ApiError, invalid
+from cogrpo_server.training import no_trainer
 
-BASE = "base"
-"""What the base model is called where a version is expected."""
 _HISTORY = 1_000_000
 _RETRY_AFTER = 5
 
@@ -30,7 +31,8 @@ class Policies:
     """The versions, their aliases, and who moved them. All methods are called from one event loop.
 
     `default_share` is the canary's share while nobody has said one. Without an `announce_url`
-    engines notice a move when they next look, within a second.
+    engines notice a move when they next look, within a second. Without `evaluations` none can be
+    asked for.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Policies:
         *,
         default_share: float = 0.0,
         announce_url: str | None = None,
+        evaluations: PolicyEvaluations | None = None,
     ) -> None:
         self._registry = registry
+        self._evaluations = evaluations
         self._default_share = default_share
         self._connection = None if announce_url is None else connect(announce_url)
 
@@ -75,12 +79,22 @@ class Policies:
         )
         return await self.canary()
 
+    async def evaluate(
+        self, version: str, wanted: EvaluateRequest, *, key: str | None, body: str
+    ) -> Policy:
+        """Asks for a test of a version; `key` and `body` are digests."""
+        return await _in_thread(self._evaluate, version, wanted, key, body)
+
+    async def cancel_evaluation(self, version: str) -> Policy:
+        """Ends the evaluation of a version; one that has ended stays as it is."""
+        return await _in_thread(self._cancel_evaluation, version)
+
     def _page(self, limit: int, after: str | None) -> tuple[list[Policy], bool]:
         ids = [one for one in reversed(self._registry.versions()) if after is None or one < after]
         found = []
         for version in ids[:limit]:
             try:
-                found.append(_wire(self._registry.get(version)))
+                found.append(self._wire(self._registry.get(version)))
             except RegistryError as error:  # a damaged one must not hide the others
                 logger.warning("%s", error)
         return found, len(ids) > limit
@@ -89,7 +103,7 @@ class Policies:
         found = self._registry.get(version)
         judged = _last(self._registry.history(_HISTORY), Judgement, lambda e: e.version == version)
         manifest = found.manifest
-        return _wire(found).model_copy(
+        return self._wire(found).model_copy(
             update={
                 "evidence": manifest.evidence,
                 "training": manifest.training,
@@ -103,6 +117,49 @@ class Policies:
                     evidence=judged.evidence,
                 ),
             }
+        )
+
+    def _evaluate(
+        self, version: str, wanted: EvaluateRequest, key: str | None, body: str
+    ) -> Policy:
+        self._registry.manifest(version)
+        against = wanted.against or self._registry.aliases().champion or BASE
+        if against == version:
+            raise invalid("/against", "is the version itself; name another one, or base")
+        if against != BASE:
+            try:
+                self._registry.manifest(against)
+            except RegistryError as error:
+                if error.code != "unknown":
+                    raise
+                raise invalid("/against", "there is no such version") from None
+        if self._evaluations is None:
+            raise no_trainer()
+        self._evaluations.request(version, against, wanted, key=key, body=body)
+        return self._get(version)
+
+    def _cancel_evaluation(self, version: str) -> Policy:
+        self._registry.manifest(version)
+        if self._evaluations is None:
+            raise no_trainer()
+        self._evaluations.cancel(version)
+        return self._get(version)
+
+    def _wire(self, version: PolicyVersion) -> Policy:
+        manifest, evaluation = version.manifest, None
+        if self._evaluations is not None:
+            evaluation = self._evaluations.latest(version.id, manifest.evidence)
+        return Policy(
+            version=version.id,
+            status=version.status,
+            parent=manifest.parent,
+            on=manifest.on,
+            created=manifest.created_at_ms // 1000,
+            kind=manifest.kind,
+            sha256=manifest.fingerprint,
+            bytes=sum(file.size for file in manifest.files.values()),
+            aliases=list(version.aliases),
+            evaluation=evaluation,
         )
 
     def _promote(
@@ -218,19 +275,4 @@ def _promotion(move: Move) -> Promotion:
         forced=move.forced,
         reason=move.why,
         caller=move.who,
-    )
-
-
-def _wire(version: PolicyVersion) -> Policy:
-    manifest = version.manifest
-    return Policy(
-        version=version.id,
-        status=version.status,
-        parent=manifest.parent,
-        on=manifest.on,
-        created=manifest.created_at_ms // 1000,
-        kind=manifest.kind,
-        sha256=manifest.fingerprint,
-        bytes=sum(file.size for file in manifest.files.values()),
-        aliases=list(version.aliases),
     )

@@ -1,10 +1,11 @@
 """/admin/policies: the versions of what was learned, and which of them serves."""
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from cogrpo_client.types import (
     Canary,
     CanaryRequest,
+    EvaluateRequest,
     Page,
     Policy,
     PromoteRequest,
@@ -18,6 +19,7 @@ from cogrpo_server.openapi import body_of
 from cogrpo_server.policies import Policies
 from cogrpo_server.problems import ApiError, invalid
 from cogrpo_server.routes_generate import caller_of, idempotency_key_of
+from cogrpo_server.training import digest, key_digest
 
 _PATH = "/admin/policies"
 
@@ -90,5 +92,25 @@ def policies_routes(policies: Policies | None) -> APIRouter:
             reason=wanted.reason,
             caller=caller_of(request),
         )
+
+    @router.post(
+        _PATH + "/{version}/evaluate",
+        response_model=Policy,
+        status_code=202,
+        openapi_extra=body_of("EvaluateRequest"),
+    )
+    async def evaluate(version: str, request: Request, response: Response) -> Policy:
+        """Has the trainer test a version against another, the champion if none is named."""
+        wanted, body = await read_body(request, EvaluateRequest)
+        found = await registry().evaluate(
+            version, wanted, key=key_digest(request), body=digest(body)
+        )
+        response.headers["Location"] = f"{_PATH}/{version}"
+        return found
+
+    @router.post(_PATH + "/{version}/evaluate/cancel", response_model=Policy)
+    async def cancel_evaluation(version: str) -> Policy:
+        """Ends a version's evaluation; one that has ended stays as it is."""
+        return await registry().cancel_evaluation(version)
 
     return router

@@ -7,37 +7,32 @@ The trainer is a process of its own; what both know lies in the data folder
 import asyncio
 import base64
 import binascii
-import hashlib
-import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from cogrpo_client.types import Cycle, CycleRequest, Evaluation, Page
 from cogrpo_client.types.page import DEFAULT_PAGE, MAX_PAGE
-from cogrpo_core.exchange.training_cycles import (
-    CycleBusyError,
-    CycleKeyError,
-    CycleRecord,
-    Cycles,
-    CyclesAwayError,
-)
+from cogrpo_core.exchange.training_cycles import CycleBusyError, CycleRecord, Cycles
 from cogrpo_server.body import read_body
 from cogrpo_server.negotiation import JSON
 from cogrpo_server.openapi import body_of
-from cogrpo_server.problems import ApiError, invalid, problem
+from cogrpo_server.problems import ApiError, invalid
 from cogrpo_server.rendering import event_stream
-from cogrpo_server.routes_generate import caller_of
+from cogrpo_server.training import (
+    check_trainer,
+    digest,
+    in_thread,
+    key_digest,
+    no_trainer,
+    run_problem,
+)
 
 PATH = "/admin/training/cycles"
 _ONE = PATH + "/{cycle_id}"
 _POLL_SECONDS = 0.5
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
-_STATUS = {"cancelled": 409, "diverged": 409, "no_traffic": 409, "invalid": 422}
-
-Found = TypeVar("Found")
 
 
 def training_routes(cycles: Cycles | None, *, has_trainer: bool = False) -> APIRouter:
@@ -55,23 +50,27 @@ def training_routes(cycles: Cycles | None, *, has_trainer: bool = False) -> APIR
         wanted, body = await read_body(request, CycleRequest)
         if wanted.model_iterations == 0 and wanted.schedule_iterations == 0:
             raise invalid("/schedule_iterations", "with 0 and 0 iterations nothing is trained")
-        key = request.headers.get("idempotency-key")
-        if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-            raise ApiError(
-                400, "bad_idempotency_key", "Idempotency-Key: 1 to 255 ASCII characters."
-            )
+        key = key_digest(request)
         found = _there(cycles)
-        await _in_thread(lambda: _check_trainer(found, has_trainer))
-        record = await _in_thread(
-            lambda: found.request(
-                "request",
-                model_iterations=wanted.model_iterations,
-                schedule_iterations=wanted.schedule_iterations,
-                reason=wanted.reason,
-                key=None if key is None else _digest(f"{caller_of(request)}\n{key}".encode()),
-                body=_digest(body),
+        await in_thread(lambda: check_trainer(found, has_trainer))
+        try:
+            record = await in_thread(
+                lambda: found.request(
+                    "request",
+                    model_iterations=wanted.model_iterations,
+                    schedule_iterations=wanted.schedule_iterations,
+                    reason=wanted.reason,
+                    key=key,
+                    body=digest(body),
+                )
             )
-        )
+        except CycleBusyError as error:
+            raise ApiError(
+                409,
+                "cycle_under_way",
+                f"{error.running} has not ended; wait for it or cancel it.",
+                headers={"Location": f"{PATH}/{error.running}"},
+            ) from None
         headers = {"Location": f"{PATH}/{record.id}"}
         return Response(_wire(record).model_dump_json(), 202, headers=headers, media_type=JSON)
 
@@ -81,7 +80,7 @@ def training_routes(cycles: Cycles | None, *, has_trainer: bool = False) -> APIR
         after: str | None = Query(None, max_length=200),
     ) -> Page[Cycle]:
         """The cycles, newest first."""
-        records = [] if cycles is None else await _in_thread(cycles.records)
+        records = [] if cycles is None else await in_thread(cycles.records)
         if after is not None:
             last = _cursor(after)
             records = [record for record in records if record.id < last]
@@ -105,11 +104,11 @@ def training_routes(cycles: Cycles | None, *, has_trainer: bool = False) -> APIR
         """Ends a cycle at its next iteration; one that has ended stays as it is."""
         record = await _record(cycle_id)
         if not record.ended:
-            await _in_thread(lambda: _there(cycles).cancel(cycle_id))
+            await in_thread(lambda: _there(cycles).cancel(cycle_id))
         return _wire(await _record(cycle_id))
 
     async def _record(cycle_id: str) -> CycleRecord:
-        record = None if cycles is None else await _in_thread(lambda: cycles.get(cycle_id))
+        record = None if cycles is None else await in_thread(lambda: cycles.get(cycle_id))
         if record is None:
             raise ApiError(404, "not_found", "There is no such cycle.")
         return record
@@ -131,65 +130,19 @@ async def _changes(look: Callable[[], Any]) -> AsyncIterator[bytes]:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _in_thread(work: Callable[[], Found]) -> Found:
-    """The disk's answer. Raises `ApiError`."""
-    try:
-        return await asyncio.to_thread(work)
-    except CycleBusyError as error:
-        raise ApiError(
-            409,
-            "cycle_under_way",
-            f"{error.running} has not ended; wait for it or cancel it.",
-            headers={"Location": f"{PATH}/{error.running}"},
-        ) from None
-    except CycleKeyError:
-        raise ApiError(
-            422, "idempotency_key_reused", "This Idempotency-Key came with another body before."
-        ) from None
-    except CyclesAwayError:
-        detail = "What is kept of training cycles cannot be reached now."
-        raise ApiError(503, "store_away", detail, retry_after=5) from None
-
-
 def _there(cycles: Cycles | None) -> Cycles:
     if cycles is None:
-        raise _no_trainer()
+        raise no_trainer()
     return cycles
-
-
-def _check_trainer(cycles: Cycles, has_trainer: bool) -> None:
-    if cycles.is_attended():
-        return
-    if has_trainer:
-        raise ApiError(503, "trainer_away", "The trainer is starting; try again.", retry_after=5)
-    raise _no_trainer()
-
-
-def _no_trainer() -> ApiError:
-    return ApiError(
-        409,
-        "no_trainer",
-        "No trainer runs beside this service: start it on Ray, without --single-process and "
-        "--no-trainer.",
-    )
 
 
 def _wire(record: CycleRecord) -> Cycle:
     values = record.model_dump(include=set(Cycle.model_fields) - {"evaluation", "error"})
-    evaluation, error = None, None
+    evaluation = None
     if record.evaluation is not None:
         evaluation = Evaluation.model_validate(record.evaluation)
-    if record.code is not None:
-        status = _STATUS.get(record.code, 500)
-        detail = (
-            record.detail if record.code in _STATUS else "The cycle failed; trainer.log says why."
-        )
-        error = problem(ApiError(status, record.code, detail), record.id)
+    error = run_problem(record.code, record.detail, record.id, "The cycle")
     return Cycle(**values, evaluation=evaluation, error=error)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _as_cursor(record: CycleRecord) -> str:

@@ -91,3 +91,12 @@ def wire(events: list[dict[str, Any]], first: int = 1) -> list[bytes]:
         for number, event in enumerate(events, first)
     ]
     return [b": here\n\n", *written]
+
+
+def cycle(status: str, **more: Any) -> dict[str, Any]:
+    return {"id": "cyc_1", "status": status, "created": 1, "parent": "p1"} | more
+
+
+def cycle_wire(cycles: list[dict[str, Any]]) -> list[bytes]:
+    """Records of a cycle as a service writes them; each connection counts from 1."""
+    return wire([{"type": "cycle"} | one for one in cycles])

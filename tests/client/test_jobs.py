@@ -154,6 +154,14 @@ def test_a_policy_is_evaluated_and_waited_for(driver: Driver, server: FaultyServ
     server.script(answer(202, running), answer(200, POLICY))
     with pytest.raises(cogrpo_client.APIError, match="there is none"):
         driver.call(lambda client: client.admin.policies.evaluate("p2"), lambda run: run.wait())
+    error = problem(409, "damaged")
+    failed = POLICY | {"evaluation": EVALUATION | {"status": "failed", "error": error}}
+    server.script(answer(202, running), answer(200, failed))
+    with pytest.raises(cogrpo_client.ConflictError, match="What to do"):
+        driver.call(lambda client: client.admin.policies.evaluate("p2"), lambda run: run.wait())
+    server.script(answer(202, running), answer(200, running))
+    driver.call(lambda client: client.admin.policies.evaluate("p2"), lambda run: run.cancel())
+    assert server.requests[-1].target == "/admin/policies/p2/evaluate/cancel"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +185,11 @@ def test_a_policy_is_evaluated_and_waited_for(driver: Driver, server: FaultyServ
         (lambda c: c.admin.cycles.get("c"), CYCLE, "GET /admin/training/cycles/c"),
         (lambda c: c.admin.cycles.cancel("c"), CYCLE, "POST /admin/training/cycles/c/cancel"),
         (lambda c: c.admin.policies.get("p"), POLICY, "GET /admin/policies/p"),
+        (
+            lambda c: c.admin.policies.cancel_evaluation("p"),
+            POLICY,
+            "POST /admin/policies/p/evaluate/cancel",
+        ),
         (
             lambda c: c.admin.policies.promote("p", force=True, reason="r"),
             PROMOTION,

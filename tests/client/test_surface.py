@@ -21,6 +21,7 @@ PAIRS = [
     (cogrpo_client.CycleRun, cogrpo_client.AsyncCycleRun),
     (cogrpo_client.EvaluationRun, cogrpo_client.AsyncEvaluationRun),
     (cogrpo_client.EventStream, cogrpo_client.AsyncEventStream),
+    (cogrpo_client.CycleStream, cogrpo_client.AsyncCycleStream),
     (now.Generations, later.AsyncGenerations),
     (now.Admin, later.AsyncAdmin),
     (now.Cycles, later.AsyncCycles),

@@ -21,6 +21,8 @@ CONTRACT = {
     "/admin/policies/canary",
     "/admin/policies/rollback",
     "/admin/policies/{version}",
+    "/admin/policies/{version}/evaluate",
+    "/admin/policies/{version}/evaluate/cancel",
     "/admin/policies/{version}/promote",
     "/admin/replicas",
     "/admin/training/cycles",

@@ -27,7 +27,7 @@ class Evaluation(BaseModel):
 
     status: RunState
     against: str
-    suite: str
+    suite: str = Field(description="Empty until the trainer has said what its gate uses.")
     started: int | None = None
     finished: int | None = None
     prompts: int = 0
@@ -56,6 +56,11 @@ class Cycle(BaseModel):
     evaluation: Evaluation | None = None
     error: Problem | None = Field(default=None, description="When failed or cancelled.")
     reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after this."""
+        return self.status in ("completed", "failed", "cancelled")
 
 
 class Judged(BaseModel):
@@ -89,9 +94,13 @@ class Policy(BaseModel):
 class EvaluateRequest(Strict):
     """The body of `POST /admin/policies/{version}/evaluate`."""
 
-    against: str | None = Field(default=None, max_length=128, description="The champion.")
-    suite: str | None = Field(default=None, max_length=128)
-    prompts: int | None = Field(default=None, ge=1, le=100_000)
+    against: str | None = Field(
+        default=None, min_length=1, max_length=128, description="The champion if left out; `base`."
+    )
+    suite: str | None = Field(
+        default=None, min_length=1, max_length=128, description="A name that the trainer knows."
+    )
+    prompts: int | None = Field(default=None, ge=20, le=10_000)
 
 
 class PromoteRequest(Strict):

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cogrpo_core.exchange.training_cycles import (
-    CycleBusyError,
-    CycleKeyError,
-    Cycles,
-    CyclesAwayError,
-)
+from cogrpo_core.exchange.training_cycles import CycleBusyError, Cycles
+from cogrpo_core.exchange.training_records import ReusedKeyError, TrainingAwayError
 
 
 def test_of_many_that_ask_at_once_one_gets_a_cycle(tmp_path: Path) -> None:
@@ -38,7 +34,7 @@ def test_a_key_outlives_the_cycle(tmp_path: Path) -> None:
     record = cycles.request("request", key="k", body="b")
     cycles.write(record.model_copy(update={"status": "completed"}))
     assert cycles.request("request", key="k", body="b").id == record.id
-    with pytest.raises(CycleKeyError):
+    with pytest.raises(ReusedKeyError):
         cycles.request("request", key="k", body="other")
     assert cycles.request("request", key="k2", body="b").id > record.id
 
@@ -47,7 +43,7 @@ def test_a_damaged_record_is_said_and_not_guessed(tmp_path: Path) -> None:
     cycles = Cycles(tmp_path)
     record = cycles.request("request")
     (tmp_path / "cycles" / f"{record.id}.json").write_text("{}")
-    with pytest.raises(CyclesAwayError, match="damaged"):
+    with pytest.raises(TrainingAwayError, match="damaged"):
         cycles.get(record.id)
 
 

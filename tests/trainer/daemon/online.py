@@ -10,8 +10,9 @@ import redis
 
 from cogrpo_core.exchange.entry import Event
 from cogrpo_core.exchange.policy_registry import PolicyRegistry
+from cogrpo_core.exchange.policy_weights import load_version
 from cogrpo_core.exchange.trajectory_log import STREAM
-from cogrpo_core.models.checkpoint import load_checkpoint
+from cogrpo_core.models.checkpoint import Checkpoint, load_checkpoint
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.trajectory import Trajectory
 from cogrpo_trainer.daemon import cycle
@@ -21,6 +22,7 @@ from cogrpo_trainer.daemon.daemon import Daemon, Links
 from cogrpo_trainer.daemon.traffic import Traffic
 from cogrpo_trainer.train.rollouts import Rollout
 from cogrpo_trainer.train.run import Place, Trainer
+from tests.policies import full
 from tests.trainer.train.conftest import WEIGHTS, composite
 
 STEPS = 3
@@ -61,6 +63,7 @@ def daemon_config(model: Path, folder: Path, **changes: Any) -> DaemonConfig:
         "every_trajectories": 0,
         "gate": {"held_out": str(held_out), "prompts": 20} | changes.pop("gate", {}),
         "guard": {"every": 0} | changes.pop("guard", {}),
+        "watch": {"pictures": 0} | changes.pop("watch", {}),
         "train": train | changes.pop("train", {}),
     }
     return DaemonConfig.model_validate(values | changes)
@@ -74,7 +77,7 @@ def make_daemon(config: DaemonConfig, data: Path, redis_url: str, **options: Any
             config,
             data / "training",
             base=load_checkpoint(config.train.model),
-            registry=PolicyRegistry(data / "policies"),
+            registry=links.registry,
             cycles=links.cycles,
             connection=links.connection,
             consumer=links.consumer,
@@ -85,7 +88,19 @@ def make_daemon(config: DaemonConfig, data: Path, redis_url: str, **options: Any
         )
 
     options = {"poll_seconds": 0.02, "reclaim_seconds": 1.0} | options
-    return Daemon(config, data / "training", redis_url, make_runner, **options)
+    registry = PolicyRegistry(data / "policies")
+    return Daemon(config, data / "training", redis_url, make_runner, registry=registry, **options)
+
+
+def two_versions(registry: PolicyRegistry, model: Checkpoint, *, better_last: bool) -> list[str]:
+    """Publishes two versions, in this order or in the other: one's pictures are surely brighter."""
+    numbers = [1, 2] if better_last else [2, 1]
+    return [full(registry, model, number, strength=1.0) for number in numbers]
+
+
+def serving(registry: PolicyRegistry, model: Checkpoint, version: str) -> CoGRPOPipeline:
+    """A version as an engine has it."""
+    return CoGRPOPipeline(load_version(registry, version, model), policy_version=version)
 
 
 def served(pipe: CoGRPOPipeline, prompt: str, seeds: Sequence[int], **options: Any) -> list[Event]:

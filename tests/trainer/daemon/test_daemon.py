@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import redis
 
-from cogrpo_core.exchange.training_cycles import Cycles, CyclesAwayError
+from cogrpo_core.exchange.training_cycles import Cycles
+from cogrpo_core.exchange.training_records import TrainingAwayError
 from cogrpo_core.exchange.trajectory_log import STREAM
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.daemon import daemon as daemon_module
@@ -104,7 +105,7 @@ def test_a_folder_has_one_trainer(
     config = daemon_config(tiny_checkpoint, tmp_path)
     with Cycles(tmp_path / "training").attending() as ours:
         assert ours
-        with pytest.raises(CyclesAwayError, match="another trainer"):
+        with pytest.raises(TrainingAwayError, match="another trainer"):
             make_daemon(config, tmp_path, redis_server.url).run()
 
 

@@ -19,12 +19,11 @@ from cogrpo_core.exchange.policy_weights import (
 from cogrpo_core.exchange.training_cycles import BASE
 from cogrpo_core.models.checkpoint import Checkpoint
 from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_trainer.daemon.config import WHO
 from cogrpo_trainer.daemon.verdict import Judged
 from cogrpo_trainer.tensors import whole
 from cogrpo_trainer.train.lora import merged_weights
 from cogrpo_trainer.train.run import Trainer
-
-WHO = "trainer"
 
 
 @dataclass(frozen=True)

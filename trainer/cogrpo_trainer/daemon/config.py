@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cogrpo_trainer.train.config import (
     ConfigError,
@@ -19,6 +19,8 @@ from cogrpo_trainer.train.config import (
 )
 
 EMBEDDED = "shapes"
+WHO = "trainer"
+"""Who the trainer is in the journal of versions."""
 
 
 class Gate(Settings):
@@ -55,6 +57,24 @@ class Guard(Settings):
     """What the learning rates are multiplied by the first time."""
 
 
+class Watching(Settings):
+    """What a new champion serves is compared with what the former one would have made."""
+
+    pictures: Annotated[int, Field(ge=0, le=1000)] = 64
+    """Of the log, each of another prompt; fewer decide nothing. 0 never looks."""
+    margin: Annotated[float, Field(ge=0)] = 0.1
+    """How far the weighted reward must surely have fallen, in the former's standard deviations."""
+    seconds: Positive = 3600.0
+    """After a promotion; what was not judged by then stays."""
+
+    @field_validator("pictures")
+    @classmethod
+    def _enough(cls, pictures: int) -> int:
+        if 0 < pictures < 20:  # as the gate
+            raise ValueError("0, or at least 20: fewer say nothing")
+        return pictures
+
+
 class DaemonConfig(Settings):
     """A trainer beside a service."""
 
@@ -72,6 +92,9 @@ class DaemonConfig(Settings):
     """Trajectories that are in memory at most."""
     gate: Gate = Gate()
     guard: Guard = Guard()
+    watch: Watching = Watching()
+    suites: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Held-out prompts by the name that an evaluation asks for; values as `gate.held_out` has."""
     train: TrainConfig
 
     @model_validator(mode="after")

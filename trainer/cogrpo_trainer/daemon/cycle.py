@@ -31,8 +31,10 @@ from cogrpo_trainer.daemon.challenger import (
     settle_challenger,
 )
 from cogrpo_trainer.daemon.config import DaemonConfig
+from cogrpo_trainer.daemon.evaluator import Evaluator
 from cogrpo_trainer.daemon.guards import Guard
 from cogrpo_trainer.daemon.ledger import Ledger
+from cogrpo_trainer.daemon.live_reward import LiveReward
 from cogrpo_trainer.daemon.traffic import Traffic
 from cogrpo_trainer.daemon.verdict import judge_challenger
 from cogrpo_trainer.train.config import TrainConfig
@@ -68,6 +70,8 @@ class CycleRunner:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """`trained` scores what is learned from, `measured` also what is held out."""
+        self.evaluator = Evaluator(config, base=base, registry=registry, measured=measured)
+        self.live_reward = LiveReward(config, base=base, registry=registry, trained=trained)
         self._config = config
         self._training_dir = training_dir
         self._base = base

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from cogrpo_core.exchange.training_cycles import (
-    CycleBusyError,
-    CycleRecord,
-    Cycles,
-    CyclesAwayError,
-)
+from cogrpo_core.exchange.policy_evaluations import EvaluationRecord, Evaluations
+from cogrpo_core.exchange.policy_registry import PolicyRegistry
+from cogrpo_core.exchange.training_cycles import CycleBusyError, CycleRecord, Cycles
+from cogrpo_core.exchange.training_records import TrainingAwayError
 from cogrpo_core.exchange.trajectory_consumer import TrajectoryConsumer
 from cogrpo_core.exchange.trajectory_log import TrajectoryLogError, connect
 from cogrpo_trainer.daemon.config import DaemonConfig
 from cogrpo_trainer.daemon.ledger import Ledger
+from cogrpo_trainer.daemon.watch import Watch, Watched
 from cogrpo_trainer.train.config import explain
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class Links:
     consumer: TrajectoryConsumer
     ledger: Ledger
     cycles: Cycles
+    registry: PolicyRegistry
     stopping: Callable[[], bool]
 
 
@@ -67,6 +67,7 @@ class Daemon:
         redis_url: str,
         make_runner: MakeRunner,
         *,
+        registry: PolicyRegistry,
         name: str = "trainer",
         poll_seconds: float = POLL_SECONDS,
         reclaim_seconds: float = 60.0,
@@ -78,14 +79,17 @@ class Daemon:
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
         self._cycles = Cycles(training_dir)
+        self._evaluations = Evaluations(training_dir)
         connection = connect(redis_url)
         self._links = Links(
             connection,
             TrajectoryConsumer(connection, name, reclaim_seconds=reclaim_seconds),
             Ledger(),
             self._cycles,
+            registry,
             self._stop.is_set,
         )
+        self._watch = Watch(config, registry, connection, training_dir)
         self._runner: CycleRunner | None = None
         self._last_end = time.monotonic()
         self._next_count = 0.0
@@ -95,18 +99,16 @@ class Daemon:
         self._stop.set()
 
     def run(self) -> None:
-        """Runs cycles until `stop`. Raises `CyclesAwayError` where another trainer is at work."""
+        """Runs cycles until `stop`. Raises `TrainingAwayError` where another trainer is at work."""
         with self._cycles.attending() as ours:
             if not ours:
-                raise CyclesAwayError(f"another trainer is at work in {self._training_dir}")
+                raise TrainingAwayError(f"another trainer is at work in {self._training_dir}")
             self._recover()
             while not self._stop.is_set():
                 try:
-                    record = self._next()
-                    if record is not None:
-                        self._do(record)
+                    if self._turn():
                         continue
-                except CyclesAwayError as error:
+                except TrainingAwayError as error:
                     logger.error("%s", error)
                 self._stop.wait(self._poll_seconds)
 
@@ -120,11 +122,26 @@ class Daemon:
                 continue
             self._links.ledger.remember(memory.get("ledger", {}))
 
-    def _next(self) -> CycleRecord | None:
-        """The cycle to run: one that has not ended, or a new one where it is time for it."""
+    def _turn(self) -> bool:
+        """Does what is due: a cycle under way, an evaluation, a look at the champion, a cycle."""
         self._tidy()
-        if (record := self._cycles.unfinished()) is not None:
-            return record
+        record = self._cycles.unfinished()
+        if record is None or record.status == "queued":
+            if (wanted := self._evaluations.next()) is not None:
+                self._evaluate(wanted)
+                return True
+            if (watched := self._watch.due()) is not None:
+                self._judge(watched)
+                return True
+            record = record or self._due()
+        if record is None:
+            return False
+        self._do(record)
+        self._tidy()
+        return True
+
+    def _due(self) -> CycleRecord | None:
+        """A new cycle, where it is time for it."""
         try:
             if self._is_time():
                 return self._cycles.request("interval")
@@ -154,9 +171,7 @@ class Daemon:
             if self._cycles.is_cancelled(record.id):
                 self._end(record.id, "cancelled", "cancelled", "the cycle was cancelled")
                 return
-            if self._runner is None:
-                self._runner = self._make_runner(self._links)
-            ended = self._runner.run(record)
+            ended = self._loaded().run(record)
             logger.info(
                 "%s made %s: %s", ended.id, ended.policy_version, ended.detail or "promoted"
             )
@@ -164,6 +179,76 @@ class Daemon:
             self._fail(record.id, error)
         self._last_end = time.monotonic()
         self._next_count = 0.0
+
+    def _loaded(self) -> "CycleRunner":
+        """With models and rewards in memory."""
+        if self._runner is None:
+            self._runner = self._make_runner(self._links)
+        return self._runner
+
+    def _evaluate(self, record: EvaluationRecord) -> None:
+        """One try of an evaluation; how it ended is in its record."""
+        from cogrpo_trainer.daemon.cycle import CancelledError, StoppedError
+        from cogrpo_trainer.daemon.evaluator import EvaluationError
+
+        def look() -> None:
+            if self._stop.is_set():
+                raise StoppedError
+            if self._evaluations.is_cancelled(record.version):
+                raise CancelledError
+
+        begun = record.model_copy(
+            update={
+                "status": "running",
+                "started": int(time.time()),
+                "attempts": record.attempts + 1,
+            }
+        )
+        ended: dict[str, Any]
+        try:
+            look()
+            if record.attempts >= MAX_ATTEMPTS:
+                raise EvaluationError("failed", f"it was begun {record.attempts} times")
+            self._evaluations.write(begun)
+            facts = self._loaded().evaluator.evaluate(begun, look)
+            ended = {"status": "completed", "facts": facts}
+        except StoppedError:  # it is done at the next start, and did not fail
+            self._evaluations.write(record)
+            return
+        except CancelledError:
+            detail = "the evaluation was cancelled"
+            ended = {"status": "cancelled", "code": "cancelled", "detail": detail}
+        except EvaluationError as error:
+            logger.warning("evaluation of %s: %s", record.version, error.__cause__ or error)
+            ended = {"status": "failed", "code": error.code, "detail": str(error)}
+        except TrainingAwayError:
+            raise
+        except Exception as error:
+            logger.exception("evaluation of %s: an error", record.version)
+            ended = {"status": "failed", "code": "failed", "detail": _one_line(error)[:1000]}
+        self._evaluations.write(begun.model_copy(update=ended | {"finished": int(time.time())}))
+        logger.info("evaluation of %s: %s", record.version, ended["status"])
+
+    def _judge(self, watched: Watched) -> None:
+        """Whether the champion serves worse pictures than the former one; it is taken back then."""
+        from cogrpo_trainer.daemon.cycle import StoppedError
+
+        def look() -> None:
+            if self._stop.is_set():
+                raise StoppedError
+
+        move = watched.move
+        assert move.to is not None
+        try:
+            found = self._loaded().live_reward.compare(move.to, move.was, watched.entries, look)
+        except StoppedError:
+            return
+        except Exception as error:  # it is judged once: what failed would fail again
+            logger.exception("version %s cannot be watched", move.to)
+            self._watch.settle(move, None, {"error": _one_line(error)[:1000]})
+            return
+        if found is not None:
+            self._watch.settle(move, found.why, found.facts)
 
     def _fail(self, cycle_id: str, error: Exception) -> None:
         from cogrpo_trainer.daemon.cycle import CancelledError, StoppedError

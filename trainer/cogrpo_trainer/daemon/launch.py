@@ -8,6 +8,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cogrpo_core.exchange.policy_registry import PolicyRegistry
 from cogrpo_trainer.daemon.config import DaemonConfig
 from cogrpo_trainer.daemon.daemon import Daemon, Links
 
@@ -27,19 +28,24 @@ def launch(
     niceness: int,
     gpu_share: float,
 ) -> None:
-    """Runs until SIGTERM or SIGINT. Raises `CyclesAwayError` where another trainer is at work."""
+    """Runs until SIGTERM or SIGINT. Raises `TrainingAwayError` where another trainer is at work."""
     os.nice(niceness)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     training_dir = data_dir / "training"
     _write_log(data_dir / "logs" / "trainer.log")
 
     def make_runner(links: Links) -> "CycleRunner":
-        return _runner(
-            config, data_dir, links, policies=policies, threads=threads, gpu_share=gpu_share
-        )
+        return _runner(config, data_dir, links, threads=threads, gpu_share=gpu_share)
 
     mark = hashlib.sha256(str(data_dir).encode()).hexdigest()[:10]
-    daemon = Daemon(config, training_dir, redis_url, make_runner, name=f"trainer-{mark}")
+    daemon = Daemon(
+        config,
+        training_dir,
+        redis_url,
+        make_runner,
+        registry=PolicyRegistry(policies),
+        name=f"trainer-{mark}",
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
@@ -50,13 +56,11 @@ def _runner(
     data_dir: Path,
     links: Links,
     *,
-    policies: str,
     threads: int,
     gpu_share: float,
 ) -> "CycleRunner":
     import torch
 
-    from cogrpo_core.exchange.policy_registry import PolicyRegistry
     from cogrpo_core.models.checkpoint import load_checkpoint
     from cogrpo_core.rewards.load import HELD_OUT
     from cogrpo_trainer.daemon.config import EMBEDDED
@@ -74,7 +78,7 @@ def _runner(
         config,
         data_dir / "training",
         base=load_checkpoint(train.model, device=device),
-        registry=PolicyRegistry(policies),
+        registry=links.registry,
         cycles=links.cycles,
         connection=links.connection,
         consumer=links.consumer,

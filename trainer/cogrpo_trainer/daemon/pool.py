@@ -81,7 +81,7 @@ class Pool:
     def take(self, count: int) -> list[Group]:
         """The `count` oldest groups, or as many as there are."""
         taken = [self._groups.popitem(last=False)[1] for _ in range(min(count, len(self._groups)))]
-        self._taken.update(_digest(_plain(group.prompt)) for group in taken)
+        self._taken.update(_digest(plain(group.prompt)) for group in taken)
         self.counts["trained_on"] += sum(len(group.live) for group in taken)
         self.counts["prompts"] += len(taken)
         return taken
@@ -107,7 +107,7 @@ class Pool:
 
     def _add(self, one: Delivery) -> bool:
         trajectory = one.trajectory
-        name = _plain(trajectory.prompt)
+        name = plain(trajectory.prompt)
         kind = self._kind_of(trajectory)
         group = self._groups.get(name)
         if group is None:
@@ -134,7 +134,7 @@ class Pool:
         return False
 
 
-def _plain(prompt: str) -> str:
+def plain(prompt: str) -> str:
     """Prompts that differ in case or space alone are one."""
     return " ".join(prompt.casefold().split())
 
