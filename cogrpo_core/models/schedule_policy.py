@@ -49,9 +49,7 @@ class SchedulePolicyConfig(FolderConfig):
         For Meissonic's 1024 they give 9.3M, as the paper's 9M; for small ones about 1.5 D^2.
         """
         width = max(round(feature_dim * max(1 / 4, 5 / 8 * feature_dim / 1024)), 1)
-        return cls(
-            feature_dim=feature_dim, hidden_dim=2 * width, pooled_dim=width, time_dim=width
-        )
+        return cls(feature_dim=feature_dim, hidden_dim=2 * width, pooled_dim=width, time_dim=width)
 
 
 class AdaLayerNorm(nn.Module):
