@@ -18,6 +18,7 @@ from demo.users import Crowd, Picture, ask_all
 from tests.server.process import running
 
 
+@pytest.mark.slow
 async def test_users_come_at_random_moments_ask_lists_and_keep_failures(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

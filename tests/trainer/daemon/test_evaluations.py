@@ -62,6 +62,7 @@ def ended(evaluations: Evaluations, version: str, seconds: float = 120) -> Evalu
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_of_two_versions_one_passes_against_the_other_and_only_the_champion_counts(
     config: DaemonConfig,
     tmp_path: Path,
