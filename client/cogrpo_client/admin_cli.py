@@ -77,6 +77,14 @@ def facts(values: dict[str, str]) -> None:
     _print(shown)
 
 
+def echo(entry: BaseModel, values: dict[str, str], as_json: bool) -> None:
+    """One entry: as JSON, or its `values` for people."""
+    if as_json:
+        echo_json([entry])
+    else:
+        facts(values)
+
+
 def when(seconds: int | None) -> str:
     """A Unix time as the local one."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -15,9 +15,9 @@ from cogrpo_client.admin_cli import (
     Server,
     Timeout,
     Wait,
+    echo,
     echo_json,
     evaluation_facts,
-    facts,
     service,
     table,
     verdict,
@@ -121,22 +121,17 @@ def _state(cycle: Cycle) -> str:
 
 
 def _show(cycle: Cycle, as_json: bool) -> None:
-    if as_json:
-        echo_json([cycle])
-        return
-    facts(
-        {
-            "cycle": cycle.id,
-            "status": _state(cycle),
-            "reason": cycle.reason,
-            "asked for": when(cycle.created),
-            "begun": when(cycle.started),
-            "ended": when(cycle.finished),
-            "iteration": f"{cycle.iteration}/{cycle.iterations}" if cycle.iterations else "",
-            "parent": cycle.parent,
-            "version": cycle.policy_version or "",
-            "promoted": "yes" if cycle.promoted else "no",
-            "error": "" if cycle.error is None else cycle.error.detail,
-        }
-        | evaluation_facts(cycle.evaluation)
-    )
+    values = {
+        "cycle": cycle.id,
+        "status": _state(cycle),
+        "reason": cycle.reason,
+        "asked for": when(cycle.created),
+        "begun": when(cycle.started),
+        "ended": when(cycle.finished),
+        "iteration": f"{cycle.iteration}/{cycle.iterations}" if cycle.iterations else "",
+        "parent": cycle.parent,
+        "version": cycle.policy_version or "",
+        "promoted": "yes" if cycle.promoted else "no",
+        "error": "" if cycle.error is None else cycle.error.detail,
+    }
+    echo(cycle, values | evaluation_facts(cycle.evaluation), as_json)

@@ -4,7 +4,6 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from cogrpo_client.admin_cli import (
     SERVER,
@@ -15,9 +14,9 @@ from cogrpo_client.admin_cli import (
     Server,
     Timeout,
     Wait,
+    echo,
     echo_json,
     evaluation_facts,
-    facts,
     service,
     table,
     verdict,
@@ -162,7 +161,7 @@ def _show(policy: Policy, as_json: bool) -> None:
         "judged by": "" if judged is None else f"{judged.caller}, {when(judged.created)}",
         "judged for": "" if judged is None else judged.reason,
     }
-    _echo(policy, values | evaluation_facts(policy.evaluation), as_json)
+    echo(policy, values | evaluation_facts(policy.evaluation), as_json)
 
 
 def _show_move(moved: Promotion, as_json: bool) -> None:
@@ -174,16 +173,9 @@ def _show_move(moved: Promotion, as_json: bool) -> None:
         "reason": moved.reason,
         "forced": "yes" if moved.forced else "no",
     }
-    _echo(moved, values, as_json)
+    echo(moved, values, as_json)
 
 
 def _show_canary(found: Canary, as_json: bool) -> None:
     values = {"challenger": found.challenger or "none", "share": f"{found.share:g}"}
-    _echo(found, values, as_json)
-
-
-def _echo(entry: BaseModel, values: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        echo_json([entry])
-    else:
-        facts(values)
+    echo(found, values, as_json)

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cogrpo_core.durable import sync
+from cogrpo_core.durable import replace_whole, sync
 
 RunStatus: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
 ENDED: frozenset[RunStatus] = frozenset({"completed", "failed", "cancelled"})
@@ -67,11 +67,7 @@ class TrainingRecords(Generic[Record]):
         """Puts a record in the place of the one before; it is durable when this returns."""
         with away():
             self._make_folder()
-            path = self._path(name)
-            draft = path.with_suffix(".partial")
-            draft.write_text(record.model_dump_json(indent=1))
-            sync(draft)
-            os.replace(draft, path)
+            replace_whole(self._path(name), record.model_dump_json(indent=1).encode())
             sync(self._folder)
 
     def remove(self, name: str) -> None:

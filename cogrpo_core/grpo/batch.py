@@ -149,6 +149,17 @@ def pick_steps(
     )
 
 
+MORE_THAN_T = 2**15
+"""No trajectory has so many steps: its fill steps are 16-bit."""
+
+
+def first_states(text_M: Tensor, step_M: Tensor, num_steps_M: Tensor) -> Tensor:
+    """Numbers [M] of what steps begin with: first steps of one text and T begin at the same masks,
+    and have the same number; later steps have -1.
+    """
+    return torch.where(step_M == 0, text_M * MORE_THAN_T + num_steps_M, -1)
+
+
 @dataclass(frozen=True)
 class Distinct:
     """Forward passes of which some are the same: R of S are made."""
@@ -160,14 +171,13 @@ class Distinct:
 
 
 def distinct_passes(steps: Steps, text_S: Tensor) -> Distinct:
-    """Which passes of M steps differ: all first steps of a text begin at the same masks.
+    """Which passes of M steps differ, as `first_states` has it.
 
     `text_S` numbers the texts: [M], or [2M] with the unconditional passes behind the conditional.
     """
     copies = len(text_S) // len(steps)
-    first_S, remaining_S = (steps.step_M == 0).repeat(copies), steps.remaining_M.repeat(copies)
+    same_S = first_states(text_S, steps.step_M.repeat(copies), steps.num_steps_M.repeat(copies))
     order_S = torch.arange(len(text_S), device=text_S.device)
-    same_S = -1 - (text_S * (remaining_S.max() + 1) + remaining_S)
-    _, place_S = torch.where(first_S, same_S, order_S).unique(return_inverse=True)
+    _, place_S = torch.where(same_S < 0, order_S, -1 - same_S).unique(return_inverse=True)
     row_R = order_S.new_zeros(int(place_S.max()) + 1)
     return Distinct(row_R.scatter_reduce(0, place_S, order_S, "amin", include_self=False), place_S)

@@ -53,10 +53,15 @@ def read_prompts(files: Sequence[Path]) -> PromptSet:
             if not text or len(text) > MAX_TEXT:
                 unusable += 1
             else:
-                prompts.setdefault(" ".join(text.split()).casefold(), text)
+                prompts.setdefault(plain(text), text)
     if not prompts:
         raise PromptFileError(f"{', '.join(map(str, files))}: holds no prompt")
     return PromptSet(list(prompts.values()), read, read - unusable - len(prompts), unusable)
+
+
+def plain(prompt: str) -> str:
+    """Prompts that differ in case or space alone are one."""
+    return " ".join(prompt.casefold().split())
 
 
 def read_rows(file: Path) -> list[Row]:

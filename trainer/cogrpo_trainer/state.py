@@ -6,7 +6,6 @@ and the manifest's rename is the one moment at which the new state counts.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cogrpo_core.durable import sync
+from cogrpo_core.durable import replace_whole, sync
 from cogrpo_trainer.tensors import like
 
 MANIFEST = "manifest.json"
@@ -60,10 +59,7 @@ def save_state(
         if old == name:  # the same step saved again
             shutil.rmtree(target)
         partial.rename(target)
-        draft = folder / f".{MANIFEST}.partial"
-        draft.write_text(json.dumps(manifest, indent=1))
-        sync(draft)
-        os.replace(draft, folder / MANIFEST)
+        replace_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

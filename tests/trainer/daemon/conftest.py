@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from cogrpo_core.exchange.policy_registry import PolicyRegistry
 from cogrpo_core.exchange.trajectory_log import connect
+from cogrpo_core.models.checkpoint import Checkpoint
 from cogrpo_core.pipeline import CoGRPOPipeline
 from tests.conftest import RedisServer
 
@@ -21,3 +23,13 @@ def connection(redis_server: RedisServer) -> Iterator[redis.Redis]:
 def pipe(tiny_checkpoint: Path) -> CoGRPOPipeline:
     """The model as it serves before anything was learned."""
     return CoGRPOPipeline.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture
+def model(pipe: CoGRPOPipeline) -> Checkpoint:
+    return pipe.checkpoint
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> PolicyRegistry:
+    return PolicyRegistry(tmp_path / "policies")

@@ -32,16 +32,6 @@ LENIENT = {"margin": 1000.0, "max_slowdown": 1000.0}  # the effect alone decides
 
 
 @pytest.fixture
-def model(pipe: CoGRPOPipeline) -> Checkpoint:
-    return pipe.checkpoint
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> PolicyRegistry:
-    return PolicyRegistry(tmp_path / "policies")
-
-
-@pytest.fixture
 def evaluations(tmp_path: Path) -> Evaluations:
     return Evaluations(tmp_path / "training")
 

@@ -33,16 +33,6 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model(pipe: CoGRPOPipeline) -> Checkpoint:
-    return pipe.checkpoint
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> PolicyRegistry:
-    return PolicyRegistry(tmp_path / "policies")
-
-
-@pytest.fixture
 def config(tiny_checkpoint: Path, tmp_path: Path) -> DaemonConfig:
     return daemon_config(tiny_checkpoint, tmp_path, watch={"pictures": PICTURES})
 

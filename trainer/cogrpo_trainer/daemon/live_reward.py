@@ -20,9 +20,9 @@ from cogrpo_core.schedule import ACTION_BOUNDS, LEARNED, build_schedule
 from cogrpo_core.trajectory import Trajectory, TrajectoryError
 from cogrpo_trainer.daemon.config import DaemonConfig
 from cogrpo_trainer.daemon.evaluation import Look
-from cogrpo_trainer.daemon.pool import plain
 from cogrpo_trainer.measure import Scores
 from cogrpo_trainer.promotion import Criteria, judge
+from cogrpo_trainer.prompt_files import plain
 
 _BATCH = 16
 

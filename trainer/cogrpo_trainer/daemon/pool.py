@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from cogrpo_core.exchange.trajectory_consumer import Delivery
 from cogrpo_core.trajectory import Trajectory
+from cogrpo_trainer.prompt_files import plain
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,6 @@ class Pool:
     def _drop(self, why: str) -> bool:
         self.counts[why] += 1
         return False
-
-
-def plain(prompt: str) -> str:
-    """Prompts that differ in case or space alone are one."""
-    return " ".join(prompt.casefold().split())
 
 
 def _digest(text: str) -> str:

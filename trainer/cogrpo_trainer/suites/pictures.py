@@ -5,13 +5,12 @@ with the pictures of one that was not: prompt and seed decide a picture, not its
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogrpo_core.durable import sync
+from cogrpo_core.durable import replace_whole
 from cogrpo_core.images import encode_png
 from cogrpo_trainer.evaluate import SEEDS, EvaluationError, Generate
 
@@ -98,11 +97,8 @@ def make(
 
 def write_whole(path: Path, data: bytes) -> None:
     """The file with this content, or as it was. Raises `EvaluationError`."""
-    draft = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
-        sync(draft)
-        os.replace(draft, path)
+        replace_whole(path, data)
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be written ({error.strerror})") from None

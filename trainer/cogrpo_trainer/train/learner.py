@@ -19,6 +19,7 @@ from cogrpo_core.grpo.batch import (
     TrajectoryBatch,
     all_steps,
     distinct_passes,
+    first_states,
     pick_steps,
 )
 from cogrpo_core.grpo.likelihood import action_likelihood, policy_features, token_likelihood
@@ -223,10 +224,8 @@ class Learner:
         # Data-parallel workers average their gradients; each gives its sum over the whole count.
         scale = self.fleet.world / max(count, 1.0)
         text_M = conditions.texts(sample_M)[: len(sample_M)]
-        first_M = step_M == 0
-        # What begins at the same masks: one text, and one number of steps.
-        same_M = text_M * (batch.num_steps_B.max() + 1) + batch.num_steps_B[sample_M]
-        parts = cut_passes(torch.where(first_M, same_M, -1), self.config.learner_batch)
+        same_M = first_states(text_M, step_M, batch.num_steps_B[sample_M])
+        parts = cut_passes(same_M, self.config.learner_batch)
         passes = self.fleet.max(len(parts))
         total: dict[str, float] = {}
         loss_sum = 0.0
