@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ def serve(
     port: Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)] = 8000,
     model: Annotated[str, typer.Option(help="Embedded name, folder or Hub id.")] = "shapes",
     data_dir: DataDir = Path("data"),
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the weights; bfloat16 on a GPU and float32 without by default."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=256, help="CPU threads of an engine; all cores by default."),
@@ -87,6 +91,7 @@ def serve(
         host=host,
         port=port,
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
+        dtype=dtype,
         single_process=single_process,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // max(replicas, max_replicas or 1)),
         replicas=replicas,

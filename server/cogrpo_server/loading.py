@@ -23,7 +23,7 @@ class LoadError(ValueError):
 def load_pipeline(settings: Settings, device: str) -> "CoGRPOPipeline":
     """The model of `settings.model` on a device, after a first picture. Raises `LoadError`.
 
-    On an accelerator the weights are bfloat16, on a CPU float32.
+    Where the settings name no dtype, weights are bfloat16 on an accelerator, float32 on a CPU.
     """
     import torch
 
@@ -33,7 +33,7 @@ def load_pipeline(settings: Settings, device: str) -> "CoGRPOPipeline":
     torch.set_num_threads(settings.threads)
     with contextlib.suppress(RuntimeError):  # it can be set only once a process
         torch.set_num_interop_threads(1)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = getattr(torch, settings.dtype or ("float32" if device == "cpu" else "bfloat16"))
     try:
         checkpoint = load_checkpoint(settings.model, dtype=dtype, device=device)
     except CheckpointError as error:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -11,6 +12,9 @@ DEFAULT_PORT = 8000
 DEFAULT_MODEL = "shapes"
 BODY_BYTES = 64 * 1024
 BODY_SECONDS = 30.0
+
+
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 
 
 class SettingsError(ValueError):
@@ -26,6 +30,9 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=DEFAULT_PORT, ge=1, le=65535)
     model: str = DEFAULT_MODEL
+    dtype: Dtype | None = Field(
+        default=None, description="Of the weights; None is float32 on a CPU, else bfloat16."
+    )
     single_process: bool = Field(default=False, description="uvicorn here in place of Ray Serve.")
     threads: int = Field(default=1, ge=1, le=256)
     redis_url: SecretStr | None = None

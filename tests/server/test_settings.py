@@ -6,7 +6,8 @@ import pytest
 
 from cogrpo_server import cli, supervisor
 from cogrpo_server.deployments import _scaling
-from cogrpo_server.settings import Settings, SettingsError
+from cogrpo_server.loading import load_pipeline
+from cogrpo_server.settings import Dtype, Settings, SettingsError
 
 
 @pytest.fixture
@@ -25,11 +26,13 @@ def test_options_become_settings(served: list[Settings]) -> None:
         max_replicas=4,
         slots=3,
         queued_cost=600,
+        dtype="bfloat16",
         retention_days=0.5,
         spool_mb=10,
     )
     plain, given = served
     assert (plain.replicas, plain.most_replicas, plain.threads) == (1, 1, 8)
+    assert (plain.dtype, given.dtype) == (None, "bfloat16")
     assert (plain.retention_seconds, plain.spool_bytes) == (None, 256 * 2**20)
     assert (given.replicas, given.most_replicas, given.threads) == (2, 4, 2)
     assert (given.slots, given.queued_cost) == (3, 600)
@@ -66,3 +69,15 @@ def test_more_replicas_come_when_all_slots_are_taken(tmp_path: Path) -> None:
     assert (config.min_replicas, config.max_replicas) == (1, 3)
     assert config.target_ongoing_requests == 5
     assert 0 < config.upscale_delay_s < config.downscale_delay_s
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, "float32"), ("bfloat16", "bfloat16")])
+def test_the_dtype_of_the_weights(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: Dtype | None, expected: str
+) -> None:
+    """On a CPU they are float32 where nothing is said."""
+    settings = Settings(data_dir=tmp_path, model=str(tiny_checkpoint), dtype=dtype)
+    pipeline = load_pipeline(settings, "cpu")
+    assert {str(p.dtype) for p in pipeline.checkpoint.transformer.parameters()} == {
+        f"torch.{expected}"
+    }

@@ -1,6 +1,7 @@
 """Several jobs at a time leave the files that one after the other would."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_measures_are_those_of_one_process(tmp_path: Path) -> None:
         assert saved["scores"].keys() == expected.keys()
         for name, values in expected.items():
             assert saved["scores"][name] == pytest.approx(values.tolist(), abs=1e-3)
+
+
+def test_what_was_measured_is_not_made_again(tmp_path: Path) -> None:
+    """Its run may be gone: nothing is trained for a measure that is there."""
+    budget, said = Budget(prompts=7, model=str(tmp_path / "nowhere")), list[str]()
+    laboratory = Laboratory(tmp_path, budget)
+    known = Measure("co-grpo", 0, 1, "learned", 2)
+    saved = {"budget": asdict(budget), "scores": {"checker": [0.0, 1.0]}}
+    laboratory.measure_file(known).parent.mkdir()
+    laboratory.measure_file(known).write_text(json.dumps(saved))
+    prepare(tmp_path, budget, [Item("some", "Some", {"one": [known]}, {})], 1, said.append)
+    assert not said
+    assert laboratory.scores(known)["checker"].tolist() == [0.0, 1.0]
+    assert Laboratory(tmp_path, Budget(prompts=14)).saved(known) is None
 
 
 def test_what_a_job_raises_ends_it(tmp_path: Path) -> None:

@@ -93,10 +93,11 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     assert laboratory.config("co-grpo", 1).seed == 1
     phases = (base.model_phase, base.schedule_phase)
     pictures = base.cycles * sum(phase.iterations * phase.batch_size for phase in phases)
-    for run, mode in (("naive", "model-only"), ("schedule-only", "schedule-only")):
+    modes = {"naive": "model-only", "joint": "joint", "schedule-only": "schedule-only"}
+    for run, mode in modes.items():
         alone = laboratory.config(run, 0)
         assert alone.mode == mode
-        phase = alone.model_phase if run == "naive" else alone.schedule_phase
+        phase = alone.schedule_phase if run == "schedule-only" else alone.model_phase
         # The same budget, but for a part of an iteration.
         assert abs(alone.iterations * phase.batch_size - pictures) <= base.cycles * phase.batch_size
     only = laboratory.config("actions-2", 0)

@@ -35,7 +35,8 @@ SMALL = VIT_H_14.model_copy(
 )
 HERE = Path(__file__).parent
 ENVS = Path(os.environ.get("COGRPO_TEST_ENVS", ".venv-rewards")).resolve()
-SHAPES = [(224, 224), (300, 180), (160, 400), (512, 512), (97, 225), (224, 100)]
+SHAPES = [(224, 224), (300, 180), (160, 400), (512, 512), (97, 225), (230, 100)]
+"""The square alone has a longer side of 224: others of that side hpsv2's package does not pad."""
 PROMPTS = [
     "a red circle",
     "the picture of a blue house, very long ago",

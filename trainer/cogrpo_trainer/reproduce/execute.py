@@ -35,8 +35,8 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
 MEASURE_SEED = 500_000
-ALONE = {"naive": "model_phase", "schedule-only": "schedule_phase"}
-"""Runs of one phase, and which."""
+ALONE = {"naive": "model_phase", "joint": "model_phase", "schedule-only": "schedule_phase"}
+"""Runs that do not alternate, and the phase whose batches they take."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,26 @@ class Laboratory:
         """All rewards, trained on or not."""
         return scorers(MEASURED, 600.0)
 
+    def saved(self, wanted: Measure) -> Scores | None:
+        """The scores of a measure that was made before with the same budget."""
+        path = self.measure_file(wanted)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        if found["budget"] != asdict(self.budget):
+            return None
+        return {name: np.array(values) for name, values in found["scores"].items()}
+
+    def measure_file(self, wanted: Measure) -> Path:
+        """Where a measure is kept."""
+        return self.folder / "measures" / f"{wanted.key}.json"
+
     def scores(self, wanted: Measure) -> Scores:
         """The scores of a measure, from its file or made now."""
-        path = self.folder / "measures" / f"{wanted.key}.json"
-        if path.exists():
-            saved = json.loads(path.read_text())
-            if saved["prompts"] == self.budget.prompts:
-                return {name: np.array(values) for name, values in saved["scores"].items()}
+        saved = self.saved(wanted)
+        if saved is not None:
+            return saved
+        path = self.measure_file(wanted)
         folder = self.checkpoint(wanted)
         schedule = self.schedule(wanted)
         self.say(f"measuring {wanted.key}")
@@ -93,7 +106,6 @@ class Laboratory:
             json.dumps(
                 {
                     "measure": asdict(wanted),
-                    "prompts": self.budget.prompts,
                     "budget": asdict(self.budget),
                     "commit": commit(),
                     "scores": values,
@@ -139,6 +151,9 @@ class Laboratory:
             pictures = sum(phase.iterations * phase.batch_size for phase in phases.values())
             phase = phases[ALONE[run]]
             count = max(1, round(pictures / phase.batch_size))
+            phases = {
+                name: each.model_copy(update={"iterations": 0}) for name, each in phases.items()
+            }
             phases[ALONE[run]] = phase.model_copy(update={"iterations": count})
         return config.model_copy(update=phases)
 
@@ -168,7 +183,13 @@ class Laboratory:
         return target
 
     def seconds(self, wanted: Measure, pictures: int = 12) -> float:
-        """Median time of one picture on one core, scheduling policy included, decoding not."""
+        """Median time of one picture on one core, scheduling policy included, decoding not.
+
+        A measured time stays: it is of the machine that made it.
+        """
+        path = self.folder / "times" / f"{wanted.key}.json"
+        if path.exists():
+            return float(json.loads(path.read_text())["seconds"])
         pipe = CoGRPOPipeline.from_pretrained(self.checkpoint(wanted))
         prompts = held_out_prompts(7)
         times = []
@@ -182,7 +203,10 @@ class Laboratory:
                 output_type="tokens",
             )
             times.append(time.perf_counter() - began)
-        return float(np.median(times))
+        median = float(np.median(times))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"measure": asdict(wanted), "seconds": median}))
+        return median
 
 
 def commit() -> str:

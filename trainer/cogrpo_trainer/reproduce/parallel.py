@@ -18,11 +18,13 @@ SEARCHED = (BEST_CONSTANT, BEST_STATIC)
 def prepare(
     folder: Path, budget: Budget, items: Iterable[Item], jobs: int, say: Callable[[str], None]
 ) -> None:
-    """Trains, searches and measures all that the items need, `jobs` at a time.
+    """Trains, searches and measures all that the items need and the folder lacks, `jobs` at a time.
 
     Raises what a job raised; the others stop where they are.
     """
-    measures = {measure for item in items for row in item.rows.values() for measure in row}
+    needed = {measure for item in items for row in item.rows.values() for measure in row}
+    laboratory = Laboratory(folder, budget)
+    measures = {measure for measure in needed if laboratory.saved(measure) is None}
     first: list[tuple[str, Measure]] = [
         ("train", Measure(run, seed, CYCLES))
         for run, seed in sorted({(m.model, m.seed) for m in measures if m.model != BASE})

@@ -12,6 +12,7 @@ from cogrpo_core.rewards import load
 LOCKS = Path(load.__file__).parent / "locks"
 STAMP = "installed-from"
 SECONDS = 3600.0
+_ERROR = re.compile(r"\berror:", re.IGNORECASE)
 
 
 class InstallError(ValueError):
@@ -53,8 +54,8 @@ def _run(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.CalledProcessError as error:
-        lines = [line for line in (error.stderr + error.stdout).splitlines() if "ERROR" in line]
-        said = " ".join((lines or ["no message"])[-1].split())[:300]
+        lines = [line for line in (error.stderr + error.stdout).splitlines() if _ERROR.search(line)]
+        said = "; ".join(" ".join(line.split()) for line in lines or ["no message"])[:300]
         raise InstallError(f"{' '.join(command[1:4])} failed: {said}") from None
     except subprocess.TimeoutExpired:
         raise InstallError(f"{' '.join(command[1:4])} took more than {SECONDS:g} s") from None
