@@ -24,7 +24,7 @@ def train(
     ] = False,
     prompts_evaluated: Annotated[
         int, typer.Option(min=0, help="Held-out prompts for the gain at the end; 0 for none.")
-    ] = 48,
+    ] = 210,
 ) -> None:
     """Improve a model and its schedule with Co-GRPO, or go on where the run stopped."""
     from cogrpo_trainer.train.config import load_config
