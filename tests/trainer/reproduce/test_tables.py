@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from cogrpo_client.cli import build_app
 from cogrpo_core.rewards.quality import style_of
 from cogrpo_trainer.measure import gains, held_out_prompts, mean
+from cogrpo_trainer.reproduce import claims
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
 from cogrpo_trainer.reproduce.page import write_page
 from cogrpo_trainer.reproduce.plan import BASE, ITEMS, RUNS, Measure, limited
@@ -52,6 +53,21 @@ def test_rows_have_means_and_paired_gains(name):
             assert len(cell["by_seed"]) == len(measures)
 
 
+def test_a_claim_is_paired_and_says_how_sure_it_is():
+    rows = {(row["claim"], row["column"]): row for row in claims.tested(fake, PROMPTS)}
+    sure = rows["Naive GRPO is above the base", "checker"]
+    assert (sure["verdict"], sure["seeds"]) == ("yes", 3)
+    assert sure["value"] == pytest.approx(0.31) and sure["high"] - sure["low"] < 1e-9
+    undecided = rows["Co-GRPO is above Naive GRPO", "checker"]
+    assert undecided["verdict"] == "open"
+    less = rows["the first of 3 cycles has more than half of the gain", "shapes-align"]
+    assert less["verdict"] == "no" and less["value"] == pytest.approx(0.11 - 0.31 / 2)
+    # What was not measured is not spoken of; a seed that is missing is not counted.
+    some = claims.tested(lambda m: None if m.model == "joint" or m.seed == 2 else fake(m), PROMPTS)
+    assert not any("joint" in row["claim"] for row in some)
+    assert {row["seeds"] for row in some} == {2}
+
+
 def test_styles_and_suites_are_their_own_columns():
     rows = rows_of(ITEMS["table-3"], fake, PROMPTS)
     counts = {name: cell["mean"]["n"] for name, cell in rows[0]["columns"].items()}
@@ -77,13 +93,15 @@ def test_the_page_shows_all_that_was_found(tmp_path):
         for name, item in ITEMS.items()
     }
     results["table-5b"]["seconds"] = dict.fromkeys(ITEMS["table-5b"].rows, 0.1)
-    write_page(results, tmp_path / "page.md", tmp_path / "images")
+    checked = claims.tested(fake, PROMPTS)
+    write_page(results, checked, tmp_path / "page.md", tmp_path / "images")
     text = (tmp_path / "page.md").read_text()
     for name, item in ITEMS.items():
         assert f"## {name}: {item.title}" in text
         for label, value in item.paper.items():
             assert label in text and value in text
     assert "with 0.5 of the iterations" in text
+    assert all(f"| {claim['claim']} | {claim['column']} |" in text for claim in checked)
     assert (tmp_path / "images" / "reproduction-steps.png").stat().st_size > 5000
 
 
@@ -103,8 +121,9 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     only = laboratory.config("actions-2", 0)
     assert only.schedule_phase.actions == ("remask_ratio", "remask_temperature")
     assert only.model_phase == base.model_phase
-    small = Laboratory(tmp_path, Budget(scale=0.25)).config("co-grpo", 0)
-    assert small.model_phase.iterations == round(base.model_phase.iterations / 4)
+    small = Laboratory(tmp_path, Budget(scale=0.5)).config("co-grpo", 0)
+    assert small.schedule_phase.iterations == round(base.schedule_phase.iterations / 2)
+    assert small.model_phase.iterations == 1
 
 
 def test_means_leave_out_what_is_missing():

@@ -44,6 +44,7 @@ def reproduce(
     from rich.console import Console
 
     from cogrpo_trainer.measure import held_out_prompts
+    from cogrpo_trainer.reproduce.claims import tested
     from cogrpo_trainer.reproduce.execute import Budget, Laboratory, command_line, commit
     from cogrpo_trainer.reproduce.page import write_page
     from cogrpo_trainer.reproduce.parallel import prepare
@@ -72,6 +73,8 @@ def reproduce(
         (out / "results").mkdir(parents=True, exist_ok=True)
         (out / "results" / f"{chosen}.json").write_text(json.dumps(result, indent=1))
         console.print(f"{chosen}: {out / 'results' / f'{chosen}.json'}")
+    checked = tested(laboratory.saved, held_out_prompts(prompts))
+    (out / "claims.json").write_text(json.dumps(checked, indent=1))
     if page is not None:
         found = {path.stem: json.loads(path.read_text()) for path in (out / "results").glob("*")}
-        write_page(found, page, page.parent / "images")
+        write_page(found, checked, page, page.parent / "images")

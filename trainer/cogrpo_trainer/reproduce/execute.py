@@ -167,6 +167,7 @@ class Laboratory:
         trainer = Trainer(config, folder, make_composite(config))
         self.say(f"training {run}, seed {seed}, from iteration {trainer.iteration}")
         log = folder / "iterations.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
         length = config.iterations // config.cycles
 
         def watch(done: Iteration) -> None:

@@ -1,6 +1,6 @@
 """Renders docs/reproduction.md and its plots from the results of the items."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,32 @@ STEPS = (
 )
 
 
-def write_page(results: Mapping[str, Any], page: Path, images: Path) -> None:
-    """The page with a section for each item that has results."""
+CLAIMS = """## What came out
+
+Each statement of the paper as one number, which is above zero where it is true, with its paired
+95 % interval: *yes* and *no* are sure, *open* is neither.
+
+| statement | reward | | seeds | |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def write_page(
+    results: Mapping[str, Any], claims: Sequence[Mapping[str, Any]], page: Path, images: Path
+) -> None:
+    """The page: the claims, then a section for each item that has results."""
     if not results:
         return
     images.mkdir(parents=True, exist_ok=True)
     any_result = next(iter(results.values()))
     text = [HEAD.format(steps=STEPS, prompts=any_result["prompts"])]
+    rows = [
+        f"| {row['claim']} | {row['column']} | {row['value']:+.3f} ({row['low']:+.3f} to "
+        f"{row['high']:+.3f}) | {row['seeds']} | {row['verdict']} |"
+        for row in claims
+    ]
+    text.append(CLAIMS.format(rows="\n".join(rows)))
     for name, item in ITEMS.items():
         if name not in results:
             continue

@@ -31,7 +31,7 @@ def rows_of(item: Item, scores_of: ScoresOf, prompts: Sequence[Prompt]) -> list[
         found = [scores_of(each) for each in measures]
         cells = {}
         for column in columns:
-            pooled = np.stack([_column(scores, column, prompts) for scores in found])
+            pooled = np.stack([column_values(scores, column, prompts) for scores in found])
             # Seeds share prompts, so each prompt counts once, with the mean of its seeds.
             values = pooled.mean(axis=0)
             base = first.setdefault(column, values)
@@ -44,7 +44,7 @@ def rows_of(item: Item, scores_of: ScoresOf, prompts: Sequence[Prompt]) -> list[
     return rows
 
 
-def _column(scores: Scores, column: str, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+def column_values(scores: Scores, column: str, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
     """A column's values [B]: a reward on all or one style's prompts, or the checker on a suite."""
     name, _, style = column.partition("/")
     is_long = np.array([prompt.task == LONG for prompt in prompts])
