@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from cogrpo_core.trajectory import MAX_TEXT
 from cogrpo_trainer import prompt_files
-from cogrpo_trainer.prompt_files import PromptFileError, read_prompts
+from cogrpo_trainer.prompt_files import PromptFileError, find_file, read_prompts
 from cogrpo_trainer.train.config import ConfigError, TrainConfig, load_config
 from cogrpo_trainer.train.prompts import Prompts
 
@@ -101,6 +101,35 @@ def test_parquet_without_prompts_and_files_without_end(tmp_path, monkeypatch) ->
     monkeypatch.setattr(prompt_files, "MAX_FILE_BYTES", 10)
     with pytest.raises(PromptFileError, match="larger than 10 bytes"):
         read_prompts([tmp_path / "b.parquet"])
+
+
+def test_a_file_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.json").write_text('["a red circle"]')
+    asked: list[tuple[object, ...]] = []
+
+    def download(repo_id: str, filename: str, *, repo_type: str, revision: str | None, **_) -> str:
+        asked.append((repo_id, filename, repo_type, revision))
+        return str(tmp_path / "train.json")
+
+    monkeypatch.setattr(prompt_files, "hf_hub_download", download)
+    for revision, part in ((None, ""), ("v1.0", "@v1.0")):
+        name = f"hf://datasets/ymhao/HPDv2{part}/data/train.json"
+        assert Prompts(name).lines == ["a red circle"]
+        assert asked[-1] == ("ymhao/HPDv2", "data/train.json", "dataset", revision)
+    assert find_file("some/prompts.txt") == Path("some/prompts.txt")
+    for wrong in ("hf://ymhao/HPDv2", "hf://datasets/HPDv2/", "hf://datasets/a/b/../../c.json"):
+        with pytest.raises(PromptFileError, match="give hf://datasets/OWNER/NAME"):
+            find_file(wrong)
+
+
+def test_without_network_a_file_of_the_hub_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot be fetched .*hf download --repo-type dataset"):
+        Prompts("hf://datasets/ymhao/HPDv2/train.json")
 
 
 def test_the_config_takes_one_file_or_several() -> None:

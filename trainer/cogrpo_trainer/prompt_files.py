@@ -4,11 +4,16 @@ Training mixes such files (train/prompts.py); the published suites read theirs h
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+
+from cogrpo_core.models.hub import CONTACT_SECONDS
+from cogrpo_core.models.weights import one_line
 from cogrpo_core.trajectory import MAX_TEXT
 
 KEYS = ("prompt", "text")
@@ -16,6 +21,11 @@ KEYS = ("prompt", "text")
 NAMES = ("id", "prompt_id")
 MAX_FILE_BYTES = 1 << 30
 MAX_ROWS = 5_000_000
+
+HUB_SCHEME = "hf://"
+HUB_FILE = re.compile(
+    r"hf://datasets/(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>[^/].*)"
+)
 
 Row = str | dict[str, Any]
 
@@ -40,6 +50,33 @@ class PromptSet:
             f"{len(self.prompts):,} prompts: {self.read:,} read, {self.repeated:,} repeated ones "
             f"and {self.unusable:,} empty or too long ones dropped"
         )
+
+
+def find_file(name: str) -> Path:
+    """The file of a name: a path, or `hf://datasets/OWNER/NAME[@REVISION]/FILE` of the Hub.
+
+    The Hub's cache is enough where there is no network. Raises `PromptFileError`.
+    """
+    if not name.startswith(HUB_SCHEME):
+        return Path(name)
+    match = HUB_FILE.fullmatch(name)
+    if match is None or ".." in match["file"].split("/"):
+        raise PromptFileError(f"{name}: give {HUB_SCHEME}datasets/OWNER/NAME[@REVISION]/FILE")
+    try:
+        return Path(
+            hf_hub_download(
+                match["id"],
+                match["file"],
+                repo_type="dataset",
+                revision=match["revision"],
+                etag_timeout=CONTACT_SECONDS,
+            )
+        )
+    except Exception as error:
+        raise PromptFileError(
+            f"{name}: cannot be fetched ({type(error).__name__}: {one_line(error)[:200]}); where "
+            f"there is a network, `hf download --repo-type dataset {match['id']} {match['file']}`"
+        ) from None
 
 
 def read_prompts(files: Sequence[Path]) -> PromptSet:

@@ -1,14 +1,13 @@
 """The prompts of an iteration: a function of the run's seed and the iteration, nothing else."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from cogrpo_core.shapes.captions import caption
 from cogrpo_core.shapes.checker import TASKS
 from cogrpo_core.shapes.suites import LONG, practice_spec
-from cogrpo_trainer.prompt_files import PromptFileError, PromptSet, read_prompts
+from cogrpo_trainer.prompt_files import PromptFileError, PromptSet, find_file, read_prompts
 from cogrpo_trainer.train.config import ConfigError
 
 SHAPES = "shapes"
@@ -30,7 +29,7 @@ class Prompts:
         if source != SHAPES:
             names = [source] if isinstance(source, str) else source
             try:
-                self.files = read_prompts([Path(name) for name in names])
+                self.files = read_prompts([find_file(name) for name in names])
             except PromptFileError as error:
                 raise ConfigError(f"prompts: {error}") from None
 
