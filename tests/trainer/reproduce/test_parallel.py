@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import asdict
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
 from cogrpo_trainer.reproduce.parallel import prepare
-from cogrpo_trainer.reproduce.plan import Item, Measure
+from cogrpo_trainer.reproduce.plan import BEST_CONSTANT, Item, Measure
 
 MEASURES = [Measure(schedule="cosine-power:1.0", steps=1), Measure(schedule="meissonic", steps=2)]
 ITEM = Item("some", "Some", {"one": [MEASURES[0]], "other": [MEASURES[1]]}, {})
@@ -44,7 +45,12 @@ def test_what_was_measured_is_not_made_again(tmp_path: Path) -> None:
     assert Laboratory(tmp_path, Budget(prompts=14)).saved(known) is None
 
 
-def test_what_a_job_raises_ends_it(tmp_path: Path) -> None:
-    budget = Budget(prompts=7, model=str(tmp_path / "nowhere"))
-    with pytest.raises(Exception, match="nowhere"):
-        prepare(tmp_path / "out", budget, [ITEM], 1, lambda _: None)
+def test_what_a_job_raises_ends_all(tmp_path: Path) -> None:
+    """The other job, a search of minutes, is not left running."""
+    rows = {"fails": [Measure("nonesuch", 0, 1, "learned", 2)]}
+    rows["long"] = [Measure(schedule=BEST_CONSTANT)]
+    with pytest.raises(KeyError, match="nonesuch"):
+        prepare(tmp_path, Budget(prompts=7), [Item("some", "Some", rows, {})], 2, lambda _: None)
+    for child in active_children():
+        child.join(timeout=30)
+    assert not active_children()

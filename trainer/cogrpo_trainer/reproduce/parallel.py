@@ -6,7 +6,7 @@ All that they make are files, which `Laboratory` finds afterwards; so this too i
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
@@ -20,7 +20,7 @@ def prepare(
 ) -> None:
     """Trains, searches and measures all that the items need and the folder lacks, `jobs` at a time.
 
-    Raises what a job raised; the others stop where they are.
+    Raises what a job raised; the others are stopped, and go on from their files the next time.
     """
     needed = {measure for item in items for row in item.rows.values() for measure in row}
     laboratory = Laboratory(folder, budget)
@@ -43,6 +43,8 @@ def prepare(
                     say(f"{number} of {len(futures)}: {kind} {measure.key}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():
+                    worker.terminate()
                 raise
 
 
