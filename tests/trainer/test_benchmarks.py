@@ -51,7 +51,7 @@ def test_sampler_and_learner_are_compared_on_equal_results(pipe: CoGRPOPipeline)
     assert sampler["logits_gap"] < 1e-4
     assert sampler["faster"]["cpu"]["median"] > 0
     pipe.checkpoint.transformer.requires_grad_(True)
-    learner = compare_learner(pipe, steps=4, images=4, rounds=1, passes=1, learner_batch=4)
+    learner = compare_learner(pipe, steps=4, groups=2, group_size=4, rounds=1, learner_batch=4)
     assert max(learner["gradient_gap"].values()) < 1e-3
     assert learner["memory"]["cogrpo"] < learner["memory"]["cogrpo, 16 steps a pass"] < 1
 

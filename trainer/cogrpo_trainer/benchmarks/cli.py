@@ -64,14 +64,14 @@ def learner(
     model: Model = "shapes",
     threads: Threads = None,
     rounds: Rounds = 5,
-    steps: Steps = 12,
-    images: Images = 4,
-    passes: Annotated[int, typer.Option(min=1, help="Times 16 steps that are learned from.")] = 1,
+    steps: Steps = 4,
+    groups: Annotated[int, typer.Option(min=1, max=4, help="Prompts that are learned from.")] = 2,
+    group_size: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 6,
     learner_batch: Annotated[int, typer.Option(min=1, help="Steps of the learner's pass.")] = 8,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Time the learner's gradients against full logits, with the peak of memory."""
+    """Time the gradients of a rollout against full logits, with the peak of memory."""
     restart_with_allocator()
 
     def run() -> dict[str, Any]:
@@ -80,9 +80,9 @@ def learner(
         return compare_learner(
             _load(model, device),
             steps=steps,
-            images=images,
+            groups=groups,
+            group_size=group_size,
             rounds=rounds,
-            passes=passes,
             learner_batch=learner_batch,
         )
 
@@ -126,7 +126,12 @@ def check(
         found = regression.ratios(
             compare_sampler(_load("shapes", "cpu"), steps=16, images=1, **options),
             compare_learner(
-                _load("shapes", "cpu"), steps=12, images=4, passes=1, learner_batch=8, **options
+                _load("shapes", "cpu"),
+                steps=4,
+                groups=2,
+                group_size=6,
+                learner_batch=8,
+                **options,
             ),
         )
         return {"ratios": found, "slower": regression.slower(found, regression.committed())}

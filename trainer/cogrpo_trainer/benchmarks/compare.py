@@ -7,15 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogrpo_core.grpo.batch import TrajectoryBatch, all_steps, collate, pick_steps
+from cogrpo_core.grpo.batch import (
+    TrajectoryBatch,
+    all_steps,
+    collate,
+    distinct_passes,
+    first_states,
+    pick_steps,
+)
 from cogrpo_core.grpo.likelihood import token_likelihood
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.trajectory import Trajectory
 from cogrpo_trainer.benchmarks import baseline
 from cogrpo_trainer.benchmarks.interleave import peak_bytes, timed
 from cogrpo_trainer.train.conditions import Conditions
+from cogrpo_trainer.train.learner import cut_passes
 
 PROMPT = "a red circle left of a blue square"
+PROMPTS = (PROMPT, "three green stars", "a large yellow ring", "two purple hearts")
+PASS = 16
+"""Steps of the straightforward learner's pass."""
 
 
 def compare_sampler(
@@ -99,12 +110,15 @@ class _Task:
                 (logprob_MN * filled_MN * self.weight_S[index, None]).sum().backward()
 
     def cogrpo(self, size: int) -> None:
-        """The same gradients by the learner's likelihood."""
+        """The same gradients as the learner takes them, `size` different states a pass."""
         model = self.pipe.checkpoint.transformer
-        for index in torch.arange(len(self.step_S)).split(size):
+        text_S = self.conditions.texts(self.sample_S)[: len(self.sample_S)]
+        same_S = first_states(text_S, self.step_S, self.batch.num_steps_B[self.sample_S])
+        for index in cut_passes(same_S, size):
             steps = self._steps(index)
             rows = self.conditions.rows(model, steps.sample_M)
-            found = token_likelihood(model, steps, *rows)
+            distinct = distinct_passes(steps, self.conditions.texts(steps.sample_M))
+            found = token_likelihood(model, steps, *rows, distinct=distinct)
             (found.per_step(found.logprob_K, len(steps)) * self.weight_S[index]).sum().backward()
 
     def _steps(self, index: Tensor) -> Any:
@@ -113,19 +127,25 @@ class _Task:
 
 
 def compare_learner(
-    pipe: CoGRPOPipeline, *, steps: int, images: int, rounds: int, passes: int, learner_batch: int
+    pipe: CoGRPOPipeline,
+    *,
+    steps: int,
+    groups: int,
+    group_size: int,
+    rounds: int,
+    learner_batch: int,
 ) -> dict[str, Any]:
-    """Forward and backward over `passes` x 16 steps of rollouts, to the gradients of all weights.
+    """Forward and backward over all steps of a rollout in groups, to the gradients of all weights.
 
     The straightforward way takes 16 steps a pass, the learner `learner_batch`; with 16 it is
     listed too. `gradient_gap` is the largest difference of a gradient, relative to the largest
     entry of its tensor.
     """
     model = pipe.checkpoint.transformer.requires_grad_(True)
-    task = _task(pipe, steps=steps, images=images, count=16 * passes)
+    task = _task(pipe, steps=steps, groups=groups, group_size=group_size)
     variants = {
-        "straightforward": lambda: task.straightforward(16),
-        "cogrpo, 16 steps a pass": lambda: task.cogrpo(16),
+        "straightforward": lambda: task.straightforward(PASS),
+        "cogrpo, 16 steps a pass": lambda: task.cogrpo(PASS),
         "cogrpo": lambda: task.cogrpo(learner_batch),
     }
 
@@ -158,10 +178,10 @@ def compare_learner(
     }
 
 
-def _task(pipe: CoGRPOPipeline, *, steps: int, images: int, count: int) -> _Task:
+def _task(pipe: CoGRPOPipeline, *, steps: int, groups: int, group_size: int) -> _Task:
     trajectories: list[Trajectory] = pipe(
-        PROMPT,
-        num_images_per_prompt=images,
+        list(PROMPTS[:groups]),
+        num_images_per_prompt=group_size,
         num_inference_steps=steps,
         schedule="meissonic",
         seed=0,
@@ -170,10 +190,10 @@ def _task(pipe: CoGRPOPipeline, *, steps: int, images: int, count: int) -> _Task
     batch = collate(trajectories).to(pipe.device)
     sample_S, step_S = all_steps(batch)
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(sample_S), generator=generator)[:count].to(pipe.device)
-    weight = torch.randn(len(chosen), generator=generator).to(pipe.device)
+    order = torch.randperm(len(sample_S), generator=generator).to(pipe.device)
+    weight = torch.randn(len(order), generator=generator).to(pipe.device)
     conditions = Conditions(pipe.checkpoint, trajectories)
-    return _Task(pipe, batch, conditions, sample_S[chosen], step_S[chosen], weight)
+    return _Task(pipe, batch, conditions, sample_S[order], step_S[order], weight)
 
 
 def _gap(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
