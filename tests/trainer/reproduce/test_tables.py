@@ -101,6 +101,7 @@ def test_the_page_shows_all_that_was_found(tmp_path):
         for label, value in item.paper.items():
             assert label in text and value in text
     assert "with 0.5 of the iterations" in text
+    assert "| 12 | 1 | 12.0 | 1.0 |" in text  # made up: as good with one step as with any number
     assert all(f"| {claim['claim']} | {claim['column']} |" in text for claim in checked)
     assert (tmp_path / "images" / "reproduction-steps.png").stat().st_size > 5000
 
