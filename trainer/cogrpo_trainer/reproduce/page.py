@@ -17,7 +17,12 @@ ours are of the embedded model, `shapes-align` and `shapes-quality` ([rewards.md
 can be compared is the form: which row is above which. {steps}
 
 Means are over {prompts} held-out prompts with the same seeds in every row; intervals are 95 %, over
-prompts. A gain is paired, over the table's first row.
+prompts. A gain is paired, over the table's first row. All runs are the preset `shapes` with three
+cycles; those of one phase, and joint ones, see as many pictures.
+
+What was measured is in [results/reproduction](results/reproduction): copied to `runs/reproduce`, it
+lets the command go on, and only what is missing is trained and measured. What the figures mean, and
+why a row did not come out, is in [training.md](training.md#what-came-out).
 """
 NOTE = "Made by `{command}` at commit {commit}{budget}.\n"
 STEPS = (
