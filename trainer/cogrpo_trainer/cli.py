@@ -83,6 +83,13 @@ def evaluate(
     color_model: Annotated[
         str, typer.Option(help="open_clip model of geneval: a folder, or a fetched Hub id.")
     ] = "timm/vit_large_patch14_clip_224.openai",
+    questions: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="dpg's dpg_bench.csv: score it here, by --vqa."),
+    ] = None,
+    vqa: Annotated[
+        str, typer.Option(help="BLIP that answers --questions: a folder, or a fetched Hub id.")
+    ] = "Salesforce/blip-vqa-base",
     pictures_only: Annotated[
         bool, typer.Option("--pictures-only", help="Make a published suite's pictures, no scores.")
     ] = False,
@@ -118,6 +125,8 @@ def evaluate(
             reward=reward,
             detector=detector,
             color_model=color_model,
+            questions=questions,
+            vqa=vqa,
             pictures_only=pictures_only,
         )
         planned = plan(request)
@@ -137,10 +146,10 @@ def evaluate(
     if suite not in SUITES:
         known = ", ".join([*SUITES, *PUBLISHED])
         raise typer.BadParameter(f"unknown suite {suite!r}: choose one of {known}")
-    if prompts or out or seeds or reward or negative_prompt or pictures_only:
+    if prompts or out or seeds or reward or negative_prompt or questions or pictures_only:
         raise typer.BadParameter(
-            f"--prompts, --out, --seeds, --reward, --negative-prompt and --pictures-only are not "
-            f"for {suite}"
+            f"--prompts, --out, --seeds, --reward, --negative-prompt, --questions and "
+            f"--pictures-only are not for {suite}"
         )
     held_out = prompts_of(suite, n_per_task or PROMPTS_PER_TASK)
     _folders(images, grid and grid.parent)

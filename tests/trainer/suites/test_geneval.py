@@ -21,9 +21,9 @@ from cogrpo_trainer.suites.detector import (
     DETECTOR,
     TEMPLATES,
     Detector,
-    find,
     load_detector,
 )
+from cogrpo_trainer.suites.folders import find
 from cogrpo_trainer.suites.geneval_rules import COLORS, TASKS, Detection
 from tests.trainer.suites.conftest import PROMPTS, files
 from tests.trainer.suites.tiny import write_color_model, write_detector
@@ -166,6 +166,7 @@ def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
         find("somebody/something", ["a.json"])
     (snapshot / "a.json").write_text("{}")
     assert find("somebody/something", ["a.json"]) == snapshot
+    assert find(f"somebody/something@{commit}", ["a.json"]) == snapshot
     with pytest.raises(EvaluationError, match=r"no b\.json"):
         find("somebody/something", ["a.json", "b.json"])
 

@@ -1,4 +1,4 @@
-"""GenEval's two models at a size for tests, with random weights, in the published folders' form."""
+"""The suites' models at a size for tests, with random weights, in the published folders' form."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipImageProcessor,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
@@ -72,4 +75,47 @@ def write_color_model(folder: Path) -> Path:
     preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     config = {"model_cfg": CLIP, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+WORDS = (
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "is", "are", "the", "there", "a",
+    "and", "of", "left", "red", "blue", "green", "white", "plain", "large", "two", "circle",
+    "square", "star", "heart", "ring", "background", "?", "##s",
+)  # fmt: skip
+
+
+def write_vqa(folder: Path) -> Path:
+    """A BLIP over 32-pixel pictures that begins every answer with yes or no."""
+    begin = len(WORDS)  # as in the published one, beyond the vocabulary
+    special = {"bos_token_id": begin, "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.5,
+    }
+    config = BlipConfig(
+        text_config={
+            **sizes,
+            **special,
+            "vocab_size": begin + 2,
+            "encoder_hidden_size": 16,
+            "max_position_embeddings": 16,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+    )
+    torch.manual_seed(1)
+    model = BlipForQuestionAnswering(config)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias[[WORDS.index("yes"), WORDS.index("no")]] += 40
+        # So that answers depend on the question most, on the picture, and least on what was said.
+        for layer in model.text_encoder.encoder.layer:
+            layer.crossattention.output.dense.weight *= 0.1
+        for layer in model.text_decoder.bert.encoder.layer:
+            layer.crossattention.output.dense.weight *= 10
+    model.save_pretrained(folder)
+    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
     return folder

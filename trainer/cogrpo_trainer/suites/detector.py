@@ -4,20 +4,19 @@ The benchmark's own toolchain (mmdet 2) has the same model of the same training;
 transformers here. Nothing is downloaded: both lie in a folder or in the Hub's cache.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from cogrpo_core.models.weights import one_line
 from cogrpo_trainer.evaluate import EvaluationError
+from cogrpo_trainer.suites.folders import find, version
 from cogrpo_trainer.suites.geneval_rules import COLORS, Detection
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -76,7 +75,7 @@ class Detector:
             raise EvaluationError(f"{colors}: no open_clip model ({message})") from None
         self.clip.eval()
         self.name = "mask2former"
-        self.version = f"{_hash(objects, DETECTOR_FILES)} {_hash(colors, COLOR_FILES)}"
+        self.version = f"{version(objects, DETECTOR_FILES)} {version(colors, COLOR_FILES)}"
         self._colors: dict[str, Tensor] = {}
 
     @torch.inference_mode()
@@ -127,30 +126,3 @@ class Detector:
 def load_detector(objects: str, colors: str, device: str) -> Detector:
     """From folders or Hub ids that were fetched before. Raises `EvaluationError`."""
     return Detector(find(objects, DETECTOR_FILES), find(colors, COLOR_FILES), device)
-
-
-def find(name: str, files: Sequence[str]) -> Path:
-    """The folder of that name with all of these files, or the Hub's cache of that id."""
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            cached = snapshot_download(name, allow_patterns=list(files), local_files_only=True)
-            folder = Path(cached)
-        except Exception:  # no such id, no cache, or no name that could be one
-            folder = Path(name)
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        wanted = " ".join(f"--include {file}" for file in files)
-        raise EvaluationError(
-            f"{name}: no {missing[0]} in a folder of that name or in the Hub's cache; where there "
-            f"is a network, run `cogrpo fetch {name} {wanted}`"
-        )
-    return folder
-
-
-def _hash(folder: Path, files: Sequence[str]) -> str:
-    total = hashlib.sha256()
-    for name in files:
-        with (folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:12]

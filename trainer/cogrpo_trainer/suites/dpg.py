@@ -1,21 +1,30 @@
-"""DPG-Bench's pictures (arXiv 2403.05135): 2x2 grids named as the prompts, for its own scorer.
+"""DPG-Bench (arXiv 2403.05135): long prompts, each with questions about its pictures.
 
-The scorer asks mPLUG, a model of modelscope that no library we use has; it is not here.
+samples/NAME/J.png    the pictures of prompt NAME
+grids/NAME.png        the same on one sheet, for the benchmark's own scorer, which asks mPLUG
+answers.jsonl         what BLIP answered in its place: numbers to compare with each other only
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from cogrpo_core.images import encode_png
-from cogrpo_trainer.evaluate import EvaluationError
+from cogrpo_trainer.evaluate import EvaluationError, Interval
 from cogrpo_trainer.prompt_files import MAX_FILE_BYTES
+from cogrpo_trainer.suites import dpg_questions
+from cogrpo_trainer.suites.dpg_questions import Answered, Question, said_yes
 from cogrpo_trainer.suites.pictures import Picture, samples, write_whole
-from cogrpo_trainer.suites.scores import read_picture
+from cogrpo_trainer.suites.report import interval, ratio
+from cogrpo_trainer.suites.scores import NAME, ScoreLines, by_group, read_picture
+from cogrpo_trainer.suites.vqa import Blip
 
 SAMPLES = 4
 GRIDS = "grids"
+ANSWERS = "answers.jsonl"
 WHERE = "the folder dpg_bench/prompts/ of https://github.com/TencentQQGYLab/ELLA"
 
 
@@ -35,6 +44,71 @@ def pictures(prompts: Path, each: int, seed: int) -> list[Picture]:
     ]
 
 
+def questions(file: Path, made: Sequence[Picture]) -> list[list[Question]]:
+    """Those of dpg_bench.csv about each prompt, by its number. Raises `EvaluationError`."""
+    known = dpg_questions.read(file)
+    names = {one.case: _name(one) for one in made}
+    for name in names.values():
+        if name not in known:
+            raise EvaluationError(
+                f"{file}: has no question about {name}.txt; give the same prompts"
+            )
+    return [known[names[case]] for case in sorted(names)]
+
+
+def ask(
+    folder: Path,
+    asked: Sequence[Sequence[Question]],
+    made: Sequence[Picture],
+    vqa: Blip,
+    *,
+    on_progress: Callable[[int], None] = lambda answered: None,
+) -> dict[str, dict[int, bool]]:
+    """Whether each question about each picture was answered yes, by the picture's path.
+
+    Answers that `answers.jsonl` has are not asked for again. Raises `EvaluationError`.
+    """
+    texts = json.dumps([[(one.number, one.text) for one in some] for some in asked])
+    digest = hashlib.sha256(texts.encode()).hexdigest()[:12]
+    lines = ScoreLines(folder / ANSWERS, f"{vqa.name} {vqa.version} to questions {digest}")
+    missing = lines.missing(made)
+    on_progress(len(made) - len(missing))
+    for one in missing:
+        some = asked[one.case]
+        said = vqa.answers(read_picture(folder, one), [each.text for each in some])
+        by_number = {str(each.number): answer for each, answer in zip(some, said, strict=True)}
+        lines.add([{NAME: one.path, "answers": by_number}])
+        on_progress(1)
+    return {
+        one.path: {
+            int(number): said_yes(answer)
+            for number, answer in lines.rows[one.path]["answers"].items()
+        }
+        for one in made
+    }
+
+
+def means(
+    asked: Sequence[Sequence[Question]], made: Sequence[Picture], yes: Mapping[str, Answered]
+) -> tuple[dict[str, Interval], Interval]:
+    """By broad category, and overall.
+
+    Overall is the mean over prompts of their pictures' scores. A category is the share of its
+    questions that were answered yes, whatever they depend on, as the benchmark has it.
+    """
+    scores = {one.path: dpg_questions.score(asked[one.case], yes[one.path]) for one in made}
+    answers: dict[str, dict[int, list[bool]]] = {}
+    for one in made:
+        for each in asked[one.case]:
+            of_prompt = answers.setdefault(each.category, {}).setdefault(one.case, [])
+            of_prompt.append(yes[one.path][each.number])
+    rows = {
+        category: ratio([sum(one) for one in some.values()], [len(one) for one in some.values()])
+        for category, some in sorted(answers.items())
+    }
+    return rows, interval(by_group(made, scores)[""])
+
+
 def write_grids(folder: Path, made: Sequence[Picture]) -> tuple[Path, int]:
     """Puts each prompt's pictures, which are there, on one PNG; gives the folder and a side.
 
@@ -47,7 +121,7 @@ def write_grids(folder: Path, made: Sequence[Picture]) -> tuple[Path, int]:
     for group in by_case.values():
         images = [read_picture(folder, one) for one in group]
         side = images[0].width
-        path = folder / GRIDS / f"{Path(group[0].path).parent.name}.png"
+        path = folder / GRIDS / f"{_name(group[0])}.png"
         if not path.is_file():
             write_whole(path, encode_png(grid(images)))
     return folder / GRIDS, side
@@ -62,6 +136,11 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
     for i, image in enumerate(images):
         sheet.paste(image, (i % 2 * width, i // 2 * height))
     return sheet
+
+
+def _name(picture: Picture) -> str:
+    """Of its prompt: the prompt file's, without the ending."""
+    return Path(picture.path).parent.name
 
 
 def _text(file: Path) -> str:

@@ -48,6 +48,17 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(found.value, found.low, found.high, found.n)
 
 
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> Interval:
+    """sum(sums) / sum(counts), with a value of both for each prompt, and its interval over prompts.
+
+    The normal interval of a ratio estimate: s - r c, over the mean count, is what a prompt adds to
+    the ratio r (Cochran, Sampling Techniques, 1977).
+    """
+    sums_B, counts_B = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    found = sums_B.sum() / counts_B.sum()
+    return interval(found + (sums_B - found * counts_B) / counts_B.mean())
+
+
 def print_report(report: SuiteReport, *, last: str, scale: float, digits: int) -> None:
     """The paper's table: a column a style or task, `last` for the average, `scale` times each."""
     times = f", times {scale:g}" if scale != 1 else ""

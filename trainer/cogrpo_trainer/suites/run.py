@@ -39,12 +39,19 @@ from cogrpo_trainer.suites import (
     imagereward,
 )
 from cogrpo_trainer.suites.detector import Detector, load_detector
+from cogrpo_trainer.suites.dpg_questions import Question
 from cogrpo_trainer.suites.geneval_rules import Spec
 from cogrpo_trainer.suites.pictures import Picture, make, settle
 from cogrpo_trainer.suites.report import SuiteReport, interval, print_report
 from cogrpo_trainer.suites.scores import by_group, score_by_reward
+from cogrpo_trainer.suites.vqa import Blip, load_vqa
 
-HPS_PERCENT = 100  # papers give HPSv2's cosine so
+SUITES = {IMAGE_REWARD: imagereward, HPSV2: hpsv2, GENEVAL: geneval, DPG: dpg}
+PERCENT = 100  # papers give HPSv2's cosine and DPG-Bench's share so
+
+Scorer = Reward | Detector | Blip
+Means = tuple[dict[str, Interval], Interval]
+"""By style, task or category, and overall."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class Request:
     """None is the suite's own."""
     detector: str
     color_model: str
+    questions: Path | None
+    """DPG-Bench's; None makes pictures for its own scorer."""
+    vqa: str
     pictures_only: bool
 
 
@@ -74,38 +84,27 @@ class Plan:
     seeds: int
     specs: list[Spec]
     """What GenEval's prompts ask for; empty in the other suites."""
+    questions: list[list[Question]]
+    """About each of DPG-Bench's prompts; empty where they are not asked."""
 
 
 def plan(request: Request) -> Plan:
     """Reads the prompts; raises `EvaluationError` and `PromptFileError`."""
-    where = {
-        IMAGE_REWARD: imagereward.WHERE,
-        HPSV2: hpsv2.WHERE,
-        GENEVAL: geneval.WHERE,
-        DPG: dpg.WHERE,
-    }[request.suite]
+    suite = SUITES[request.suite]
     if request.prompts is None:
-        raise EvaluationError(f"{request.suite}: give its prompts as --prompts PATH: {where}")
+        raise EvaluationError(f"{request.suite}: give its prompts as --prompts PATH: {suite.WHERE}")
     if request.out is None:
         raise EvaluationError(
             f"{request.suite}: give --out FOLDER for its pictures and scores; a run that was "
             f"stopped goes on there"
         )
-    specs: list[Spec] = []
-    if request.suite == IMAGE_REWARD:
-        each = request.seeds or imagereward.SAMPLES
-        pictures = imagereward.pictures(request.prompts, each, request.seed)
-    elif request.suite == HPSV2:
-        each = request.seeds or hpsv2.SAMPLES
-        pictures = hpsv2.pictures(request.prompts, each, request.seed)
-    elif request.suite == GENEVAL:
-        each = request.seeds or geneval.SAMPLES
-        specs = geneval.read(request.prompts)
-        pictures = geneval.pictures(specs, each, request.seed)
-    else:
-        each = request.seeds or dpg.SAMPLES
-        pictures = dpg.pictures(request.prompts, each, request.seed)
-    return Plan(request.out, pictures, each, specs)
+    if request.questions is not None and request.suite != DPG:
+        raise EvaluationError(f"{request.suite}: --questions is for {DPG}; leave it out")
+    each = request.seeds or suite.SAMPLES
+    pictures: list[Picture] = suite.pictures(request.prompts, each, request.seed)
+    specs = geneval.read(request.prompts) if request.suite == GENEVAL else []
+    questions = dpg.questions(request.questions, pictures) if request.questions else []
+    return Plan(request.out, pictures, each, specs, questions)
 
 
 def run(
@@ -125,7 +124,6 @@ def run(
     if plan.specs:
         geneval.write_metadata(plan.out, plan.specs)
     generate = _shortening(pipe, prompted(pipe, settings, workers))
-    scores: dict[str, float] = {}
     with Progress(console=Console(stderr=True)) as bar:
         row = bar.add_task("pictures", total=len(plan.pictures))
         make(
@@ -137,11 +135,10 @@ def run(
         )
         if scorer is not None:
             row = bar.add_task("scores", total=len(plan.pictures))
-            scores = _scores(request, plan, scorer, lambda count: bar.advance(row, count))
+            rows, overall = _score(request, plan, scorer, lambda count: bar.advance(row, count))
     if scorer is None:
         _say_pictures(request, plan, as_json)
         return
-    rows, overall = means(request.suite, plan.pictures, scores)
     report = SuiteReport(
         request.suite,
         pipe.checkpoint.name,
@@ -159,9 +156,7 @@ def run(
         _print(report, scorer.name)
 
 
-def means(
-    suite: str, pictures: Sequence[Picture], scores: dict[str, float]
-) -> tuple[dict[str, Interval], Interval]:
+def means(suite: str, pictures: Sequence[Picture], scores: dict[str, float]) -> Means:
     """By style or task, and overall: the plain mean of those, each a stratum."""
     groups = by_group(pictures, scores)
     if suite == IMAGE_REWARD:
@@ -171,31 +166,36 @@ def means(
     return rows, stratified(list(rows.values()))
 
 
-def _scorer(request: Request, device: str) -> Reward | Detector | None:
+def _scorer(request: Request, device: str) -> Scorer | None:
     """What scores the suite here; None where only pictures are made."""
     own = {IMAGE_REWARD: imagereward.REWARD, HPSV2: hpsv2.REWARD}.get(request.suite)
     if own is None and request.reward is not None:
         raise EvaluationError(f"{request.suite}: no reward scores it; leave --reward out")
-    if request.pictures_only or request.suite == DPG:
+    if request.pictures_only:
         return None
-    if own is None:
+    if own is not None:
+        return load_reward(request.reward or own, device)
+    if request.suite == GENEVAL:
         return load_detector(request.detector, request.color_model, device)
-    return load_reward(request.reward or own, device)
+    return load_vqa(request.vqa, device) if request.questions else None
 
 
-def _scores(
-    request: Request, plan: Plan, scorer: Reward | Detector, advance: Callable[[int], None]
-) -> dict[str, float]:
+def _score(request: Request, plan: Plan, scorer: Scorer, advance: Callable[[int], None]) -> Means:
+    if isinstance(scorer, Blip):
+        yes = dpg.ask(plan.out, plan.questions, plan.pictures, scorer, on_progress=advance)
+        return dpg.means(plan.questions, plan.pictures, yes)
     if isinstance(scorer, Detector):
-        return geneval.score(plan.out, plan.specs, plan.pictures, scorer, on_progress=advance)
+        scores = geneval.score(plan.out, plan.specs, plan.pictures, scorer, on_progress=advance)
+        return means(request.suite, plan.pictures, scores)
     try:
-        return score_by_reward(
+        scores = score_by_reward(
             plan.out,
             plan.pictures,
             scorer,
             batch_size=request.batch_size,
             on_progress=advance,
         )
+        return means(request.suite, plan.pictures, scores)
     finally:
         if isinstance(scorer, WorkerReward):
             scorer.close()
@@ -258,7 +258,9 @@ def _print(report: SuiteReport, scorer: str) -> None:
         print_report(report, last=scorer, scale=1, digits=3)
     elif report.suite == HPSV2:
         percent = scorer.startswith("hpsv2")
-        scale, digits = (HPS_PERCENT, 2) if percent else (1, 3)
+        scale, digits = (PERCENT, 2) if percent else (1, 3)
         print_report(report, last="Averaged", scale=scale, digits=digits)
+    elif report.suite == DPG:
+        print_report(report, last="overall", scale=PERCENT, digits=2)
     else:
         print_report(report, last="overall", scale=1, digits=2)
