@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.shapes.suites import score, suite
@@ -37,3 +38,17 @@ def test_any_prompt_gives_a_picture_and_replays(pipe: CoGRPOPipeline) -> None:
     output = pipe("an old house by the sea", num_inference_steps=6, seed=3)
     assert output.images[0].size == (64, 64)
     assert pipe.verify(output.trajectories[0]).identical
+
+
+def test_the_improved_model_ships_too() -> None:
+    """`shapes-cogrpo`: the same words and codes, other blocks, and a schedule of its own."""
+    base, improved = (CoGRPOPipeline.from_pretrained(name) for name in ("shapes", "shapes-cogrpo"))
+    made = improved("two red stars", seed=3).trajectories[0]
+    assert (made.schedule, len(made.actions)) == ("learned", 4)
+    assert improved.checkpoint.fingerprint != base.checkpoint.fingerprint
+    for part in ("vqvae", "text_encoder"):
+        before, after = (getattr(pipe.checkpoint, part).state_dict() for pipe in (base, improved))
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    before, after = (pipe.checkpoint.transformer.state_dict() for pipe in (base, improved))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"transformer_blocks", "single_transformer_blocks"}
