@@ -70,6 +70,9 @@ def write_page(
         scale = result["budget"]["scale"]
         budget = "" if scale == 1.0 else f", with {scale:g} of the iterations"
         text.append(NOTE.format(command=result["command"], commit=result["commit"], budget=budget))
+    missing = ", ".join(name for name in ITEMS if name not in results)
+    if missing:
+        text.append(f"Not measured yet: {missing}.\n")
     page.write_text("\n".join(text))
 
 
