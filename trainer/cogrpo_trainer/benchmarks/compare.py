@@ -12,7 +12,6 @@ from cogrpo_core.grpo.batch import (
     all_steps,
     collate,
     distinct_passes,
-    first_states,
     pick_steps,
 )
 from cogrpo_core.grpo.likelihood import token_likelihood
@@ -21,7 +20,7 @@ from cogrpo_core.trajectory import Trajectory
 from cogrpo_trainer.benchmarks import baseline
 from cogrpo_trainer.benchmarks.interleave import peak_bytes, timed
 from cogrpo_trainer.train.conditions import Conditions
-from cogrpo_trainer.train.learner import cut_passes
+from cogrpo_trainer.train.learner import passes_of
 
 PROMPT = "a red circle left of a blue square"
 PROMPTS = (PROMPT, "three green stars", "a large yellow ring", "two purple hearts")
@@ -112,9 +111,7 @@ class _Task:
     def cogrpo(self, size: int) -> None:
         """The same gradients as the learner takes them, `size` different states a pass."""
         model = self.pipe.checkpoint.transformer
-        text_S = self.conditions.texts(self.sample_S)[: len(self.sample_S)]
-        same_S = first_states(text_S, self.step_S, self.batch.num_steps_B[self.sample_S])
-        for index in cut_passes(same_S, size):
+        for index in passes_of(self.batch, self.sample_S, self.step_S, self.conditions, size):
             steps = self._steps(index)
             rows = self.conditions.rows(model, steps.sample_M)
             distinct = distinct_passes(steps, self.conditions.texts(steps.sample_M))

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cogrpo_trainer.reproduce.plan import HORIZON, ITEMS, MORE_STEPS, STEP_COUNTS
+from cogrpo_trainer.reproduce.plan import ALL_STEPS, HORIZON, ITEMS, STEP_COUNTS
 
 HEAD = """# The paper's tables, in form, on the embedded world
 
@@ -99,7 +99,6 @@ def _cell(cell: Mapping[str, Any], *, first: bool) -> str:
 
 def _fewer_steps(result: Mapping[str, Any]) -> str:
     """For each number of steps of the base, the fewest with which Co-GRPO has both its means."""
-    counts = (*STEP_COUNTS, *MORE_STEPS)
     columns = {row["label"]: row["columns"] for row in result["rows"]}
     seconds = result["seconds"]
     lines = [
@@ -108,11 +107,11 @@ def _fewer_steps(result: Mapping[str, Any]) -> str:
         "| the base at | Co-GRPO at | steps | time |",
         "|---|---|---|---|",
     ]
-    for of_base in counts:
+    for of_base in ALL_STEPS:
         base = columns[f"base, {of_base} steps"]
         reached = [
             fewer
-            for fewer in counts
+            for fewer in ALL_STEPS
             if all(
                 cell["mean"]["value"] >= base[name]["mean"]["value"]
                 for name, cell in columns[f"Co-GRPO, {fewer} steps"].items()
@@ -145,10 +144,7 @@ def steps_figure(result: Mapping[str, Any]) -> Figure:
 def _lines(axis: Axes, result: Mapping[str, Any], place: Any) -> None:
     rows = {row["label"]: row["columns"]["shapes-align"]["mean"] for row in result["rows"]}
     for who in ("base", "Co-GRPO"):
-        points = [
-            (place(who, steps), rows[f"{who}, {steps} steps"])
-            for steps in (*STEP_COUNTS, *MORE_STEPS)
-        ]
+        points = [(place(who, steps), rows[f"{who}, {steps} steps"]) for steps in ALL_STEPS]
         points = [(x, mean) for x, mean in points if x is not None]
         if points:
             xs = [x for x, _ in points]

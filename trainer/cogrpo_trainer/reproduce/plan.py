@@ -16,6 +16,7 @@ STEP_COUNTS = (1, 2, 3, 4, 5)
 """They stand for the paper's 8, 16, 32, 48 and 64."""
 MORE_STEPS = (8, 12)
 """At these the base is at its best; the paper has no such rows."""
+ALL_STEPS = (*STEP_COUNTS, *MORE_STEPS)
 CYCLES = 3
 GAMMAS = (1.0, 1.5, 2.0)
 BASE = "base"
@@ -115,7 +116,7 @@ def _gamma_rows() -> dict[str, list[Measure]]:
 
 def _step_rows() -> dict[str, list[Measure]]:
     rows: dict[str, list[Measure]] = {}
-    for steps in (*STEP_COUNTS, *MORE_STEPS):
+    for steps in ALL_STEPS:
         rows[f"base, {steps} steps"] = [Measure(steps=steps)]
         rows[f"Co-GRPO, {steps} steps"] = of_seeds("co-grpo", steps=steps)
     return rows

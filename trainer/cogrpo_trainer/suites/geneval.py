@@ -43,9 +43,8 @@ def read(metadata: Path) -> list[Spec]:
     return specs
 
 
-def pictures(metadata: Path, each: int, seed: int) -> list[Picture]:
-    """`each` pictures a prompt. Raises `EvaluationError`, `PromptFileError`."""
-    specs = read(metadata)
+def pictures(specs: Sequence[Spec], each: int, seed: int) -> list[Picture]:
+    """`each` pictures a prompt."""
     return [
         Picture(
             f"{one.case:05d}/samples/{one.j:05d}.png",

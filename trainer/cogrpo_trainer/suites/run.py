@@ -101,8 +101,8 @@ def plan(request: Request) -> Plan:
     if request.questions is not None and request.suite != DPG:
         raise EvaluationError(f"{request.suite}: --questions is for {DPG}; leave it out")
     each = request.seeds or suite.SAMPLES
-    pictures: list[Picture] = suite.pictures(request.prompts, each, request.seed)
     specs = geneval.read(request.prompts) if request.suite == GENEVAL else []
+    pictures: list[Picture] = suite.pictures(specs or request.prompts, each, request.seed)
     questions = dpg.questions(request.questions, pictures) if request.questions else []
     return Plan(request.out, pictures, each, specs, questions)
 

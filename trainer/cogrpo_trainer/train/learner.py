@@ -223,9 +223,7 @@ class Learner:
         count = self.fleet.sum(float(len(sample_M)))
         # Data-parallel workers average their gradients; each gives its sum over the whole count.
         scale = self.fleet.world / max(count, 1.0)
-        text_M = conditions.texts(sample_M)[: len(sample_M)]
-        same_M = first_states(text_M, step_M, batch.num_steps_B[sample_M])
-        parts = cut_passes(same_M, self.config.learner_batch)
+        parts = passes_of(batch, sample_M, step_M, conditions, self.config.learner_batch)
         passes = self.fleet.max(len(parts))
         total: dict[str, float] = {}
         loss_sum = 0.0
@@ -277,6 +275,14 @@ def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:
     """Scales gradients down to a norm of `largest`; gives the norm before."""
     norm = nn.utils.clip_grad_norm_(parameters, largest)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def passes_of(
+    batch: TrajectoryBatch, sample_M: Tensor, step_M: Tensor, conditions: Conditions, size: int
+) -> list[Tensor]:
+    """Indices of M steps of a rollout, cut into passes of at most `size` different states."""
+    text_M = conditions.texts(sample_M)[: len(sample_M)]
+    return cut_passes(first_states(text_M, step_M, batch.num_steps_B[sample_M]), size)
 
 
 def cut_passes(same_M: Tensor, size: int) -> list[Tensor]:
