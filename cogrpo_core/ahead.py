@@ -6,7 +6,7 @@ moves the counts, and then there is a bound. denoise.py and slots.py read it.
 Shape letters: B samples, N image tokens, T steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ class Ahead:
     """The masked tokens of all samples, exactly or at most."""
     learned: bool
     """Whether a scheduling policy moves the actions of any."""
+    alike: tuple[int, ...] = ()
+    """Where all are at their first step and some begin with one text and T, so that their passes
+    are the same: for each sample the first one that begins as it does. Else empty."""
 
 
 def course(actions_T4: Tensor, num_tokens: int, *, learned: bool = False) -> Course:
@@ -60,13 +63,28 @@ def course(actions_T4: Tensor, num_tokens: int, *, learned: bool = False) -> Cou
     return Course(tuple(guided), tuple(masked), learned)
 
 
-def look_ahead(courses: Iterable[Course], steps: Iterable[int]) -> Ahead:
-    """The next step of samples with these courses, each at its own step."""
+def look_ahead(
+    courses: Iterable[Course], steps: Iterable[int], texts: Sequence[Hashable] = ()
+) -> Ahead:
+    """The next step of samples with these courses, each at its own step.
+
+    `texts` names what each is conditioned on, so that equal first passes are found.
+    """
     pairs = list(zip(courses, steps, strict=True))
+    alike: tuple[int, ...] = ()
+    if texts and not any(step for _, step in pairs):
+        first: dict[Hashable, int] = {}
+        alike = tuple(
+            first.setdefault((text, each.num_steps, each.guided[0]), row)
+            for row, ((each, _), text) in enumerate(zip(pairs, texts, strict=True))
+        )
+        if len(first) == len(pairs):
+            alike = ()
     return Ahead(
         guided=tuple(i for i, (each, step) in enumerate(pairs) if each.guided[step]),
         masked=sum(each.masked[step] for each, step in pairs),
         learned=any(each.learned for each, _ in pairs),
+        alike=alike,
     )
 
 

@@ -8,7 +8,7 @@ Shape letters: B samples, N image tokens, M masked positions of the whole batch 
 [B,N]), V codes, D width, T steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -158,6 +158,9 @@ class Turn:
     """The unconstrained actions of the scheduling policy; zeros where it did not act."""
     action_logprob_B: Tensor
     """The policy's log-density of the raw action; zeros where it did not act."""
+    features: Tensor | None
+    """[B,D,h,w]: what the policy read, if it acted; zeros where a sample was done before. From
+    `denoise` only where it is asked for."""
 
 
 @torch.no_grad()
@@ -182,13 +185,14 @@ def denoise_turn(
     mask_token_id = transformer.config.mask_token_id
     position_M = true_positions(masked_positions(samples, mask_token_id), ahead.masked)
     acting = policy if ahead.learned else None
-    conditional_MD, unconditional_MD, features = _passes(
+    passes = _passes if not ahead.alike else _first_passes
+    conditional_MD, unconditional_MD, features = passes(
         transformer,
         samples,
         conditional,
         unconditional,
         position_M,
-        ahead.guided,
+        ahead,
         grid,
         with_features=acting is not None,
     )
@@ -201,7 +205,39 @@ def denoise_turn(
     states_MD = guide(conditional_MD, unconditional_MD, scale_M).to(conditional_MD.dtype)
     logits_MV = transformer.head(states_MD)
     stepped = denoise_step(samples, logits_MV, actions_B4, mask_token_id)
-    return Turn(stepped, actions_B4, raw_B4, logprob_B)
+    return Turn(stepped, actions_B4, raw_B4, logprob_B, features)
+
+
+def _first_passes(
+    transformer: MeissonicTransformer,
+    samples: Samples,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    position_M: Tensor,
+    ahead: Ahead,
+    grid: tuple[int, int],
+    *,
+    with_features: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_passes` of first steps, where all is masked: made once for samples that begin alike."""
+    num_tokens, device = samples.tokens_BN.shape[1], position_M.device
+    distinct = sorted(set(ahead.alike))
+    index_R = on_device(distinct, device)
+    *states, features = _passes(
+        transformer,
+        samples.select(index_R),
+        conditional.select(index_R),
+        unconditional.select(index_R),
+        position_M[: len(distinct) * num_tokens],
+        replace(ahead, guided=tuple(i for i, row in enumerate(distinct) if row in ahead.guided)),
+        grid,
+        with_features=with_features,
+    )
+    place_B = on_device([distinct.index(row) for row in ahead.alike], device)
+    conditional_MD, unconditional_MD = (
+        rows_KD.unflatten(0, (-1, num_tokens))[place_B].flatten(0, 1) for rows_KD in states
+    )
+    return conditional_MD, unconditional_MD, None if features is None else features[place_B]
 
 
 def _passes(
@@ -210,7 +246,7 @@ def _passes(
     conditional: Conditioning,
     unconditional: Conditioning,
     position_M: Tensor,
-    guided: Sequence[int],
+    ahead: Ahead,
     grid: tuple[int, int],
     *,
     with_features: bool,
@@ -221,6 +257,7 @@ def _passes(
     """
     count, num_tokens = samples.tokens_BN.shape
     device = samples.tokens_BN.device
+    guided: Sequence[int] = ahead.guided
     if guided and device.type != "cpu":
         guided = range(count)  # all or none, or the sizes would have to be asked for
     rows_R = on_device([*range(count), *guided], device)
@@ -281,11 +318,14 @@ def denoise(
     grid: tuple[int, int],
     policy: SchedulePolicy | None = None,
     samples_per_pass: int | None = None,
+    texts: Sequence[Hashable] = (),
+    keep_features: bool = False,
 ) -> Iterator[Turn]:
     """Steps `samples` until all are done, yielding a `Turn` over all B after every step.
 
     `samples_per_pass` splits the batch into forward passes of that many samples; with 1, no float
-    of a sample depends on the others. The rest as in `denoise_turn`.
+    of a sample depends on the others. `texts` names each sample's conditioning: where names are
+    equal, a pass makes the first step once. The rest as in `denoise_turn`.
     """
     device, num_tokens = samples.step_B.device, samples.tokens_BN.shape[1]
     schedules, learned = samples.schedule_BT4.cpu(), samples.learned_B.tolist()
@@ -299,6 +339,7 @@ def denoise(
     while active := [row for row, each in enumerate(courses) if step_B[row] < each.num_steps]:
         actions_B4 = torch.zeros_like(samples.schedule_BT4[:, 0])
         raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
+        features = None
         size = samples_per_pass or len(active)
         for rows in (active[first : first + size] for first in range(0, len(active), size)):
             index = on_device(rows, device)
@@ -307,7 +348,11 @@ def denoise(
                 samples.select(index),
                 conditional.select(index),
                 unconditional.select(index),
-                look_ahead((courses[row] for row in rows), (step_B[row] for row in rows)),
+                look_ahead(
+                    (courses[row] for row in rows),
+                    (step_B[row] for row in rows),
+                    [texts[row] for row in rows] if texts else (),
+                ),
                 grid=grid,
                 policy=policy,
             )
@@ -315,6 +360,10 @@ def denoise(
             actions_B4[index] = turn.actions_B4
             raw_B4[index] = turn.raw_actions_B4
             logprob_B[index] = turn.action_logprob_B
+            if keep_features and turn.features is not None:
+                if features is None:
+                    features = turn.features.new_zeros(len(step_B), *turn.features.shape[1:])
+                features[index] = turn.features
             for row in rows:
                 step_B[row] += 1
-        yield Turn(samples, actions_B4, raw_B4, logprob_B)
+        yield Turn(samples, actions_B4, raw_B4, logprob_B, features)

@@ -141,8 +141,9 @@ class CoGRPOPipeline:
         of a list, or a random one. `output_type="tokens"` leaves out the decoding.
 
         After every step `callback_on_step_end(pipe, step, timestep, state)` is called with the
-        steps that remained at it and the tokens [B,N], steps of filling [B,N] and actions [B,4] so
-        far; what it returns is ignored, and an exception from it ends the call. Raises
+        steps that remained at it and a dict: the `tokens` [B,N], steps of filling `fill_step` [B,N]
+        and `actions` [B,4] so far, and the `features` [B,D,h,w] that a scheduling policy read, else
+        None. What it returns is ignored, and an exception from it ends the call. Raises
         `PipelineInputError`, whose `field` names the argument at fault, and `NonFiniteError`.
         """
         if output_type not in ("pil", "tokens"):
@@ -239,6 +240,8 @@ class CoGRPOPipeline:
             grid=grid,
             policy=policy,
             samples_per_pass=self.samples_per_pass,
+            texts=[(job.prompt, job.negative_prompt) for job in jobs],
+            keep_features=callback_on_step_end is not None,
         )
         longest = max(job.schedule.num_steps for job in jobs)
         log = ActionLog()
@@ -250,6 +253,7 @@ class CoGRPOPipeline:
                     "tokens": samples.tokens_BN,
                     "fill_step": samples.fill_step_BN,
                     "actions": turn.actions_B4,
+                    "features": turn.features,
                 }
                 callback_on_step_end(self, step, longest - 1 - step, state)
         return record(

@@ -7,7 +7,7 @@ Shape letters: B trajectories, T steps (the longest trajectory's), M picked step
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class TrajectoryBatch:
     num_steps_B: Tensor
     grid: tuple[int, int]
     """Rows and columns of tokens, H x W = N."""
+    features_BTDhw: Tensor | None = None
+    """What the scheduling policy read at each step, where the sampler kept it."""
 
     def __len__(self) -> int:
         return len(self.num_steps_B)
@@ -41,11 +43,11 @@ class TrajectoryBatch:
     def to(self, device: torch.device | str) -> "TrajectoryBatch":
         """The batch on another device."""
         moved = {
-            field.name: getattr(self, field.name).to(device)
+            field.name: value.to(device)
             for field in fields(self)
-            if field.name != "grid"
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return TrajectoryBatch(**moved, grid=self.grid)
+        return replace(self, **moved)
 
 
 def collate(trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
@@ -104,6 +106,8 @@ class Steps:
     used_M4: Tensor
     """Which components of the action the step used."""
     grid: tuple[int, int]
+    features_MDhw: Tensor | None = None
+    """What the scheduling policy read, where the sampler kept it."""
 
     def __len__(self) -> int:
         return len(self.sample_M)
@@ -131,7 +135,7 @@ def pick_steps(
 ) -> Steps:
     """The steps (sample, step) of a batch."""
     tokens_MN, fill_step_MN = batch.tokens_BN[sample_M], batch.fill_step_BN[sample_M]
-    num_steps_M = batch.num_steps_B[sample_M]
+    num_steps_M, kept = batch.num_steps_B[sample_M], batch.features_BTDhw
     return Steps(
         sample_M=sample_M,
         step_M=step_M,
@@ -146,6 +150,7 @@ def pick_steps(
         weight_M=batch.weight_BT[sample_M, step_M],
         used_M4=used_actions(step_M, num_steps_M),
         grid=batch.grid,
+        features_MDhw=None if kept is None else kept[sample_M, step_M],
     )
 
 

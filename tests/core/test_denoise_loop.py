@@ -211,3 +211,58 @@ def test_exploring_draws_actions_with_the_logged_density(model_with_policy, cond
         at_mean = -used * math.log(sigma * math.sqrt(2 * math.pi))
         assert float(turn.action_logprob_B[0]) == pytest.approx(at_mean, abs=1e-5)
         assert (turn.action_logprob_B[1:] < at_mean).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_samples_that_begin_alike_share_their_first_pass(
+    model_with_policy, conditioning, monkeypatch, learned
+):
+    transformer, rows = model_with_policy.transformer, []
+    for name in ("hidden_at", "states"):
+        inner = getattr(transformer, name)
+
+        def counted(token_ids, *rest, inner=inner):
+            rows.append(len(token_ids))
+            return inner(token_ids, *rest)
+
+        monkeypatch.setattr(transformer, name, counted)
+    tables = [
+        meissonic(steps, guidance_scale=scale) for steps, scale in zip([3, 3, 3, 4], [4.0] * 4)
+    ]
+    same = torch.tensor([0, 0, 2, 0])  # the fourth has another T
+    texts = conditioning.select(same), conditioning.select([6] * 4)
+
+    def turns(**options):
+        rows.clear()
+        samples = start([1, 2, 3, 4], tables, learned=[learned] * 4)
+        made = denoise(
+            transformer,
+            samples,
+            *texts,
+            grid=GRID,
+            policy=model_with_policy.schedule_policy if learned else None,
+            keep_features=True,
+            **options,
+        )
+        return list(made), list(rows)
+
+    apart, apart_rows = turns()
+    shared, shared_rows = turns(texts=same.tolist())
+    assert (apart_rows, shared_rows) == ([8, 8, 8, 2], [6, 8, 8, 2])
+    for one, other in zip(apart, shared, strict=True):
+        for name in ("tokens_BN", "fill_step_BN"):
+            assert torch.equal(getattr(one.samples, name), getattr(other.samples, name))
+        assert torch.allclose(one.actions_B4, other.actions_B4, atol=1e-5)
+        assert (one.features is None) == (not learned)
+        if learned:
+            assert torch.allclose(one.features, other.features, atol=1e-4)
+
+
+def test_guidance_one_shares_the_conditional_pass_alone(model, conditioning):
+    tables = [meissonic(3, guidance_scale=scale) for scale in (1.0, 1.0, 4.0)]
+    texts = conditioning.select([0, 0, 0]), conditioning.select([6, 6, 6])
+    results = [
+        list(denoise(model.transformer, start([1, 2, 3], tables), *texts, grid=GRID, **options))[-1]
+        for options in ({}, {"texts": ["a", "a", "a"]})
+    ]
+    assert_same(results[0].samples, slice(None), results[1].samples, slice(None))

@@ -40,7 +40,12 @@ def test_the_papers_run_is_the_papers():
     assert schedule.actions == ACTION_COLUMNS  # all four of A
 
     for phase in (model, schedule):
-        assert (phase.updates, phase.step_share, phase.last_step) == (1, 1.0, True)
+        assert (phase.updates, phase.step_share, phase.first_step, phase.last_step) == (
+            1,
+            1.0,
+            True,
+            True,
+        )
 
 
 def test_file_and_command_line_lie_over_the_preset(tmp_path):

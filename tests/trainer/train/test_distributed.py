@@ -1,6 +1,7 @@
 """Two learners under Ray Train make the update of one, to float tolerance; so do rollout actors."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,13 @@ def test_two_learners_are_one(make_config, tmp_path, sharded):
 def test_rollout_actors_give_the_same_trajectories(make_config, tmp_path):
     trainer = Trainer(make_config(rollout_batch=1), tmp_path, composite())
     trainer.step()  # weights that the actors have to be given
-    ask = trainer._ask(place_of(trainer.config, 2))
+    ask = replace(trainer._ask(place_of(trainer.config, 2)), keep_features=True)
     here = trainer.sampler(ask)
     actors = ActorSampler(trainer.checkpoint, samples_per_pass=1, actors=2)
     there = actors(ask)
     assert np.array_equal(here.images, there.images)
+    assert here.features_BTDhw.shape[:2] == (len(ask.seeds), ask.num_inference_steps)
+    assert torch.allclose(here.features_BTDhw, there.features_BTDhw, atol=1e-4)
     for a, b in zip(here.trajectories, there.trajectories, strict=True):
         assert np.array_equal(a.tokens, b.tokens)
         assert np.allclose(a.token_logprob, b.token_logprob, atol=1e-5)

@@ -19,6 +19,7 @@ from cogrpo_core.models.checkpoint import load_checkpoint
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.trajectory import Trajectory
 from cogrpo_trainer.state import StateError, load_state
+from cogrpo_trainer.train import learner
 from cogrpo_trainer.train.config import ConfigError
 from cogrpo_trainer.train.gate import RatioGateError
 from cogrpo_trainer.train.learner import NotFiniteError
@@ -383,3 +384,21 @@ def test_a_rollout_may_be_larger_than_a_call_of_the_pipeline(make_config, tmp_pa
     assert len(rollout.images) == len(seeds)
     last = replace(ask, prompts=ask.prompts[-2:], seeds=ask.seeds[-2:])
     assert np.array_equal(sampler(last).images, rollout.images[-2:])
+
+
+def test_features_that_the_rollout_kept_are_those_of_another_pass(
+    make_config, tmp_path, monkeypatch
+):
+    def run(keep: bool, folder: str) -> dict[str, torch.Tensor]:
+        phase = {"keep_features": keep, "updates": 2}
+        config = make_config(mode="schedule-only", schedule_phase=phase)
+        trainer = Trainer(config, tmp_path / folder, composite())
+        before = weights(trainer)
+        trainer.run()
+        assert changed(before, weights(trainer)) == {"schedule"}
+        return weights(trainer)
+
+    recomputed = run(False, "recomputed")
+    monkeypatch.setattr(learner, "policy_features", None)  # a call would fail
+    kept = run(True, "kept")
+    assert all(torch.allclose(recomputed[name], kept[name], atol=1e-5) for name in kept)

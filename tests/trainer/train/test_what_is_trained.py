@@ -20,7 +20,15 @@ VALID = torch.tensor([True, True, False, True])
 
 @pytest.mark.parametrize(
     ("settings", "each"),
-    [({"step_share": 0.34}, 2), ({"last_step": False}, 2), ({"step_share": 0.5}, 2), ({}, 3)],
+    [
+        ({}, 3),
+        ({"step_share": 0.34}, 2),
+        ({"step_share": 0.5}, 2),
+        ({"last_step": False}, 2),
+        ({"first_step": False}, 2),
+        ({"first_step": False, "last_step": False}, 1),
+        ({"first_step": False, "step_share": 0.5}, 1),
+    ],
 )
 def test_steps_of_samples_with_a_signal(
     make_config: MakeConfig, tmp_path: Path, settings: dict[str, object], each: int
@@ -33,6 +41,13 @@ def test_steps_of_samples_with_a_signal(
     assert 2 not in sample
     assert len({(int(a), int(b)) for a, b in zip(sample, step, strict=True)}) == 3 * each
     assert settings.get("last_step", True) or int(step.max()) == 1
+    assert settings.get("first_step", True) or int(step.min()) >= 1
+
+
+@pytest.mark.parametrize(("steps", "trained"), [(1, (0, 1)), (2, (1, 2)), (3, (1, 2)), (5, (1, 4))])
+def test_of_few_steps_one_is_trained(make_config: MakeConfig, steps: int, trained: object) -> None:
+    phase = make_config(model_phase={"first_step": False, "last_step": False}).model_phase
+    assert phase.trained_steps(steps) == trained
 
 
 def test_blocks_alone_move(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -26,15 +26,16 @@ Gradients = NDArray[np.float16]
 
 
 def measure_signal(config: TrainConfig, rollouts: int) -> dict[str, Any]:
-    """Agreement of the model's gradients over so many of the run's first rollouts, by step, for
-    their sum, and by module. Keeps K T P numbers of two bytes in memory.
+    """Agreement of the model's gradients over so many of the run's first rollouts, by step, and for
+    the sum of the steps that are trained on, with its modules. Keeps K T P numbers of two bytes in
+    memory.
     """
     with TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder), make_composite(config))
         found = [step_gradients(trainer, number) for number in range(rollouts)]
     gradients_KTP = np.stack(found)
-    wanted = config.num_inference_steps - (not config.model_phase.last_step)
-    sum_KP = gradients_KTP[:, :wanted].astype(np.float32).sum(axis=1)
+    first, end = config.model_phase.trained_steps(config.num_inference_steps)
+    sum_KP = gradients_KTP[:, first:end].astype(np.float32).sum(axis=1)
     return {
         "samples": config.model_phase.batch_size,
         "rollouts": rollouts,

@@ -46,6 +46,9 @@ class Phase(Settings):
     """Optimiser steps that one iteration's trajectories are split into."""
     step_share: Share = 1.0
     """The share of each trajectory's steps that is trained on; 1 is all of them."""
+    first_step: bool = True
+    """Whether the first step is among them: nothing is known there yet, and its gradient is the
+    largest and the noisiest."""
     last_step: bool = True
     """Whether the last step is among them: its tokens are the least certain and decide least."""
 
@@ -67,6 +70,11 @@ class Phase(Settings):
         """Prompts of an iteration."""
         return self.batch_size // self.group_size
 
+    def trained_steps(self, num_steps: int) -> tuple[int, int]:
+        """The first and the one behind the last step that is trained on, of T: one at least."""
+        first = min(int(not self.first_step), num_steps - 1)
+        return first, max(num_steps - int(not self.last_step), first + 1)
+
 
 class ModelPhase(Phase):
     """The model's phase, the schedule frozen at its mean."""
@@ -86,6 +94,9 @@ class SchedulePhase(Phase):
     """The standard deviation of exploring actions."""
     actions: Annotated[tuple[str, ...], Field(min_length=1)] = ACTION_COLUMNS
     """The actions that the policy moves; the others stay the base schedule's."""
+    keep_features: bool = False
+    """Whether a rollout keeps what the policy reads, and the learner needs no pass of the model;
+    the memory plan says what that takes."""
 
     @model_validator(mode="after")
     def _actions_are_known(self) -> Self:

@@ -75,10 +75,12 @@ class Loss(nn.Module):
         config = self.config
         text_2M = conditions.texts(steps.sample_M)
         if self.part == "schedule":
-            with torch.no_grad():
-                conditional, _ = conditions.rows(transformer, steps.sample_M)
-            distinct = distinct_passes(steps, text_2M[: len(steps)])
-            features = policy_features(transformer, steps, conditional, distinct)
+            features = steps.features_MDhw
+            if features is None:
+                with torch.no_grad():
+                    conditional, _ = conditions.rows(transformer, steps.sample_M)
+                distinct = distinct_passes(steps, text_2M[: len(steps)])
+                features = policy_features(transformer, steps, conditional, distinct)
             actions = action_likelihood(policy, steps, features)
             found = schedule_surrogate(
                 actions.logprob_M, steps.action_logprob_M, advantage_M, config.schedule_phase.clip
@@ -195,16 +197,14 @@ class Learner:
         """The steps of trajectories with a signal that the phase trains on."""
         sample_S, step_S = all_steps(batch)
         keep_S = valid_B[sample_S]
-        # A trajectory of a single step keeps it.
-        steps_B = (batch.num_steps_B - int(not self.phase.last_step)).clamp(min=1)
-        keep_S = keep_S & (step_S < steps_B[sample_S])
+        bounds_B2 = torch.tensor([self.phase.trained_steps(T) for T in batch.num_steps_B.tolist()])
+        inside_BT = _between(bounds_B2, batch.action_logprob_BT.shape[1])
         if self.phase.step_share < 1:
-            rank_BT = torch.rand(batch.action_logprob_BT.shape, generator=generator)
-            inside_BT = torch.arange(rank_BT.shape[1]) < steps_B.cpu()[:, None]
+            rank_BT = torch.rand(inside_BT.shape, generator=generator)
             rank_BT = rank_BT.masked_fill(~inside_BT, 2.0).argsort(1).argsort(1)
-            wanted_B = (self.phase.step_share * steps_B.cpu()).ceil()
-            chosen_BT = (rank_BT < wanted_B[:, None]).to(sample_S.device)
-            keep_S = keep_S & chosen_BT[sample_S, step_S]
+            wanted_B = (self.phase.step_share * inside_BT.sum(1)).ceil()
+            inside_BT = rank_BT < wanted_B[:, None]
+        keep_S = keep_S & inside_BT.to(keep_S.device)[sample_S, step_S]
         return sample_S[keep_S], step_S[keep_S]
 
     def accumulate(
@@ -296,6 +296,12 @@ def cut_passes(same_M: Tensor, size: int) -> list[Tensor]:
     new_M[1:] = (sorted_M[1:] != sorted_M[:-1]) | (sorted_M[1:] < 0)
     pass_M = (new_M.cumsum(0) - 1) // size
     return list(order_M.split(pass_M.bincount().tolist()))
+
+
+def _between(bounds_B2: Tensor, steps: int) -> Tensor:
+    """[B,T]: which of T steps are from the first bound on and before the second."""
+    step_T = torch.arange(steps)
+    return (step_T >= bounds_B2[:, :1]) & (step_T < bounds_B2[:, 1:])
 
 
 def _parts(count: int, updates: int, generator: torch.Generator) -> list[Tensor]:

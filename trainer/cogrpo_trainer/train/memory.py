@@ -61,4 +61,8 @@ def memory_plan(checkpoint: Checkpoint, config: TrainConfig, trained: int) -> Me
     }
     if config.kl_weight:
         parts["reference model of the KL"] = weights
+    phase = config.schedule_phase
+    if phase.keep_features:
+        steps = phase.batch_size * config.num_inference_steps
+        parts["what the policy read in a rollout"] = steps * inner * model.dim * FLOAT
     return MemoryPlan(parts)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cogrpo_core.inputs import MAX_IMAGES_PER_CALL
 from cogrpo_core.models.checkpoint import Checkpoint, load_checkpoint
@@ -33,6 +34,8 @@ class Ask:
     explore: bool
     negative_prompts: tuple[str, ...] = ()
     """One a sample, or none at all."""
+    keep_features: bool = False
+    """Whether the rollout holds what the scheduling policy read."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Rollout:
     """Which of them an earlier policy made for somebody; () is none."""
     feedback: NDArray[np.float32] | None = None
     """[B] scores from people, NaN where there is none."""
+    features_BTDhw: Tensor | None = None
+    """What the scheduling policy read, on the CPU, where that was asked for."""
 
 
 class Sampler(Protocol):
@@ -58,6 +63,7 @@ def sample(pipe: CoGRPOPipeline, ask: Ask) -> Rollout:
     """The samples of `ask`, in calls as large as the pipeline takes and passes of its own size."""
     trajectories: list[Trajectory] = []
     pictures = []
+    features: list[Tensor] = []
     for first in range(0, len(ask.seeds), MAX_IMAGES_PER_CALL):
         part = slice(first, first + MAX_IMAGES_PER_CALL)
         jobs = pipe.plan(
@@ -68,10 +74,22 @@ def sample(pipe: CoGRPOPipeline, ask: Ask) -> Rollout:
             schedule=LEARNED,
             explore=ask.explore,
         )
-        made = pipe.generate(jobs)
+        read: list[Tensor] = []
+
+        def keep(
+            _pipe: CoGRPOPipeline, _step: int, _left: int, state: dict[str, Any], read: Any = read
+        ) -> None:
+            read.append(state["features"].cpu())
+
+        made = pipe.generate(jobs, keep if ask.keep_features else None)
         trajectories += made
         pictures += [np.asarray(image) for image in pipe.decode(made)]
-    return Rollout(trajectories, np.stack(pictures))
+        features += [torch.stack(read, dim=1)] if read else []
+    return Rollout(
+        trajectories,
+        np.stack(pictures),
+        features_BTDhw=torch.cat(features) if features else None,
+    )
 
 
 class LocalSampler:
@@ -125,9 +143,11 @@ class ActorSampler:
         except (self.ray.exceptions.RayError, self.ray.exceptions.GetTimeoutError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RuntimeError(f"a rollout actor failed ({reason}); resume the run") from None
+        kept = [part.features_BTDhw for part in parts if part.features_BTDhw is not None]
         return Rollout(
             [each for part in parts for each in part.trajectories],
             np.concatenate([part.images for part in parts]),
+            features_BTDhw=torch.cat(kept) if kept else None,
         )
 
 

@@ -190,7 +190,9 @@ class Trainer:
             name: torch.tensor(values).view(-1, phase.group_size) for name, values in known.items()
         }
         judged = advantages(grouped, weights, min_spread=config.min_spread)
-        batch = collate(rollout.trajectories).to(self.device)
+        batch = replace(collate(rollout.trajectories), features_BTDhw=rollout.features_BTDhw).to(
+            self.device
+        )
         conditions = Conditions(self.checkpoint, rollout.trajectories)
         if any(rollout.live):
             batch = as_of_now(
@@ -273,6 +275,7 @@ class Trainer:
             tuple(seeds[mine]),
             config.num_inference_steps,
             explore=place.part != "model",
+            keep_features=place.part == "schedule" and config.schedule_phase.keep_features,
         )
 
     def _sampler(self) -> Sampler:
