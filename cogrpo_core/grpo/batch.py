@@ -8,6 +8,7 @@ Shape letters: B trajectories, T steps (the longest trajectory's), M picked step
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class TrajectoryBatch:
 
     def to(self, device: torch.device | str) -> "TrajectoryBatch":
         """The batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

@@ -261,8 +261,9 @@ def test_samples_that_begin_alike_share_their_first_pass(
 def test_guidance_one_shares_the_conditional_pass_alone(model, conditioning):
     tables = [meissonic(3, guidance_scale=scale) for scale in (1.0, 1.0, 4.0)]
     texts = conditioning.select([0, 0, 0]), conditioning.select([6, 6, 6])
-    results = [
-        list(denoise(model.transformer, start([1, 2, 3], tables), *texts, grid=GRID, **options))[-1]
-        for options in ({}, {"texts": ["a", "a", "a"]})
-    ]
+    results = []
+    for names in ([], ["a", "a", "a"]):
+        samples = start([1, 2, 3], tables)
+        turns = denoise(model.transformer, samples, *texts, grid=GRID, texts=names)
+        results.append(list(turns)[-1])
     assert_same(results[0].samples, slice(None), results[1].samples, slice(None))

@@ -124,7 +124,10 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     assert only.model_phase == base.model_phase
     small = Laboratory(tmp_path, Budget(scale=0.5)).config("co-grpo", 0)
     assert small.schedule_phase.iterations == round(base.schedule_phase.iterations / 2)
-    assert small.model_phase.iterations == 1
+    assert small.model_phase.iterations == round(base.model_phase.iterations / 2)
+    later = laboratory.config("naive-later", 0)
+    assert 0 not in later.model_phase.steps
+    assert later.iterations == laboratory.config("naive", 0).iterations
 
 
 def test_means_leave_out_what_is_missing():

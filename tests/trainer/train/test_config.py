@@ -40,12 +40,7 @@ def test_the_papers_run_is_the_papers():
     assert schedule.actions == ACTION_COLUMNS  # all four of A
 
     for phase in (model, schedule):
-        assert (phase.updates, phase.step_share, phase.first_step, phase.last_step) == (
-            1,
-            1.0,
-            True,
-            True,
-        )
+        assert (phase.updates, phase.step_share, phase.steps) == (1, 1.0, ())
 
 
 def test_file_and_command_line_lie_over_the_preset(tmp_path):

@@ -60,6 +60,7 @@ def test_rollout_actors_give_the_same_trajectories(make_config, tmp_path):
     actors = ActorSampler(trainer.checkpoint, samples_per_pass=1, actors=2)
     there = actors(ask)
     assert np.array_equal(here.images, there.images)
+    assert here.features_BTDhw is not None and there.features_BTDhw is not None
     assert here.features_BTDhw.shape[:2] == (len(ask.seeds), ask.num_inference_steps)
     assert torch.allclose(here.features_BTDhw, there.features_BTDhw, atol=1e-4)
     for a, b in zip(here.trajectories, there.trajectories, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +25,14 @@ VALID = torch.tensor([True, True, False, True])
         ({}, 3),
         ({"step_share": 0.34}, 2),
         ({"step_share": 0.5}, 2),
-        ({"last_step": False}, 2),
-        ({"first_step": False}, 2),
-        ({"first_step": False, "last_step": False}, 1),
-        ({"first_step": False, "step_share": 0.5}, 1),
+        ({"steps": [0, 1]}, 2),
+        ({"steps": [0, -1, 2]}, 2),
+        ({"steps": [0]}, 1),
+        ({"steps": [0, 1], "step_share": 0.5}, 1),
     ],
 )
 def test_steps_of_samples_with_a_signal(
-    make_config: MakeConfig, tmp_path: Path, settings: dict[str, object], each: int
+    make_config: MakeConfig, tmp_path: Path, settings: dict[str, Any], each: int
 ) -> None:
     trainer = Trainer(make_config(model_phase=settings), tmp_path, composite())
     batch = trainer.collect(place_of(trainer.config, 0)).batch
@@ -40,14 +41,21 @@ def test_steps_of_samples_with_a_signal(
     assert sample.unique(return_counts=True)[1].tolist() == [each] * 3  # of three steps
     assert 2 not in sample
     assert len({(int(a), int(b)) for a, b in zip(sample, step, strict=True)}) == 3 * each
-    assert settings.get("last_step", True) or int(step.max()) == 1
-    assert settings.get("first_step", True) or int(step.min()) >= 1
+    assert set(step.tolist()) <= {at % 3 for at in settings.get("steps", range(3))}
 
 
-@pytest.mark.parametrize(("steps", "trained"), [(1, (0, 1)), (2, (1, 2)), (3, (1, 2)), (5, (1, 4))])
-def test_of_few_steps_one_is_trained(make_config: MakeConfig, steps: int, trained: object) -> None:
-    phase = make_config(model_phase={"first_step": False, "last_step": False}).model_phase
-    assert phase.trained_steps(steps) == trained
+@pytest.mark.parametrize(
+    ("num_steps", "trained"), [(1, [0]), (2, [1]), (3, [1, 2]), (5, [1, 2, 4])]
+)
+def test_steps_are_named_from_both_ends(
+    make_config: MakeConfig, num_steps: int, trained: list[int]
+) -> None:
+    phase = make_config(model_phase={"steps": [1, 2, -1]}).model_phase
+    assert phase.trained_steps(num_steps) == trained
+
+
+def test_where_no_named_step_is_all_are_trained(make_config: MakeConfig) -> None:
+    assert make_config(model_phase={"steps": [7]}).model_phase.trained_steps(3) == [0, 1, 2]
 
 
 def test_blocks_alone_move(make_config: MakeConfig, tmp_path: Path) -> None:

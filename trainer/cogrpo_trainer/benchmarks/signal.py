@@ -34,8 +34,8 @@ def measure_signal(config: TrainConfig, rollouts: int) -> dict[str, Any]:
         trainer = Trainer(config, Path(folder), make_composite(config))
         found = [step_gradients(trainer, number) for number in range(rollouts)]
     gradients_KTP = np.stack(found)
-    first, end = config.model_phase.trained_steps(config.num_inference_steps)
-    sum_KP = gradients_KTP[:, first:end].astype(np.float32).sum(axis=1)
+    wanted = config.model_phase.trained_steps(config.num_inference_steps)
+    sum_KP = gradients_KTP[:, wanted].astype(np.float32).sum(axis=1)
     return {
         "samples": config.model_phase.batch_size,
         "rollouts": rollouts,

@@ -35,7 +35,9 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
 MEASURE_SEED = 500_000
-ALONE = {"naive": "model_phase", "joint": "model_phase", "schedule-only": "schedule_phase"}
+ALONE = dict.fromkeys(("naive", "naive-all", "naive-later", "joint"), "model_phase") | {
+    "schedule-only": "schedule_phase"
+}
 """Runs that do not alternate, and the phase whose batches they take."""
 
 

@@ -39,7 +39,9 @@ class Run:
 def _runs() -> Iterable[Run]:
     yield Run("co-grpo", 3)
     yield Run("naive", 3, {"mode": "model-only"})
-    yield Run("joint", 3, {"mode": "joint"})
+    yield Run("joint", 3, {"mode": "joint", "model_phase": {"steps": []}})
+    for name, steps in (("all", []), ("later", [1, 2, 3])):
+        yield Run(f"naive-{name}", 2, {"mode": "model-only", "model_phase": {"steps": steps}})
     for count in (1, 2, 3):
         chosen = ACTION_ORDER[:count]
         yield Run(f"actions-{count}", 2, {"schedule_phase": {"actions": list(chosen)}})
@@ -207,6 +209,17 @@ ITEMS: dict[str, Item] = {
             MAIN,
             {"base": "MPS 13.47, CLIP 31.94", "Co-GRPO": "MPS 14.05, CLIP 32.35"},
             ("shapes-judge",),
+        ),
+        Item(
+            "steps",
+            "The steps that the model learns from, the schedule untouched (not in the paper)",
+            {
+                "base": BASE_AT_T,
+                "the first": of_seeds("naive"),
+                "all": of_seeds("naive-all"),
+                "all but the first": of_seeds("naive-later"),
+            },
+            {"all": "the paper's"},
         ),
         Item(
             "ratio",

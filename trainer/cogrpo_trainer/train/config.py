@@ -46,11 +46,9 @@ class Phase(Settings):
     """Optimiser steps that one iteration's trajectories are split into."""
     step_share: Share = 1.0
     """The share of each trajectory's steps that is trained on; 1 is all of them."""
-    first_step: bool = True
-    """Whether the first step is among them: nothing is known there yet, and its gradient is the
-    largest and the noisiest."""
-    last_step: bool = True
-    """Whether the last step is among them: its tokens are the least certain and decide least."""
+    steps: tuple[Annotated[int, Field(ge=-256, le=255)], ...] = ()
+    """The steps of a trajectory that are trained on, from 0, or from the end where negative; () is
+    all of them."""
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> Self:
@@ -70,10 +68,10 @@ class Phase(Settings):
         """Prompts of an iteration."""
         return self.batch_size // self.group_size
 
-    def trained_steps(self, num_steps: int) -> tuple[int, int]:
-        """The first and the one behind the last step that is trained on, of T: one at least."""
-        first = min(int(not self.first_step), num_steps - 1)
-        return first, max(num_steps - int(not self.last_step), first + 1)
+    def trained_steps(self, num_steps: int) -> list[int]:
+        """Which of T steps are trained on; all of them where T has none of those that are named."""
+        named = {step % num_steps for step in self.steps if -num_steps <= step < num_steps}
+        return sorted(named) or list(range(num_steps))
 
 
 class ModelPhase(Phase):

@@ -197,8 +197,9 @@ class Learner:
         """The steps of trajectories with a signal that the phase trains on."""
         sample_S, step_S = all_steps(batch)
         keep_S = valid_B[sample_S]
-        bounds_B2 = torch.tensor([self.phase.trained_steps(T) for T in batch.num_steps_B.tolist()])
-        inside_BT = _between(bounds_B2, batch.action_logprob_BT.shape[1])
+        inside_BT = torch.zeros(batch.action_logprob_BT.shape, dtype=torch.bool)
+        for row, num_steps in zip(inside_BT, batch.num_steps_B.tolist(), strict=True):
+            row[self.phase.trained_steps(num_steps)] = True
         if self.phase.step_share < 1:
             rank_BT = torch.rand(inside_BT.shape, generator=generator)
             rank_BT = rank_BT.masked_fill(~inside_BT, 2.0).argsort(1).argsort(1)
@@ -296,12 +297,6 @@ def cut_passes(same_M: Tensor, size: int) -> list[Tensor]:
     new_M[1:] = (sorted_M[1:] != sorted_M[:-1]) | (sorted_M[1:] < 0)
     pass_M = (new_M.cumsum(0) - 1) // size
     return list(order_M.split(pass_M.bincount().tolist()))
-
-
-def _between(bounds_B2: Tensor, steps: int) -> Tensor:
-    """[B,T]: which of T steps are from the first bound on and before the second."""
-    step_T = torch.arange(steps)
-    return (step_T >= bounds_B2[:, :1]) & (step_T < bounds_B2[:, 1:])
 
 
 def _parts(count: int, updates: int, generator: torch.Generator) -> list[Tensor]:
