@@ -86,9 +86,9 @@ def test_blocks_and_low_rank_exclude_each_other() -> None:
 
 def test_gradients_of_the_steps_add_up(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer = Trainer(make_config(mode="model-only"), tmp_path, composite())
-    by_step = torch.from_numpy(signal.step_gradients(trainer, 0)).float()
-    trainer.checkpoint.transformer.zero_grad()
     found = trainer.collect(place_of(trainer.config, 0))
+    by_step = torch.from_numpy(signal.step_gradients(trainer, found)).float()
+    trainer.checkpoint.transformer.zero_grad()
     sample, step = all_steps(found.batch)
     keep = found.valid_B[sample]
     assert keep.any()
