@@ -36,14 +36,14 @@ def definitions() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def all_logits(
+def inner_states(
     model: MeissonicTransformer, token_ids: Tensor, timestep: Tensor, conditioning: Conditioning
 ) -> Tensor:
-    """Logits [B, N, V] of all positions of token_ids [B, H, W], layer by layer."""
+    """States [B, h, w, D] after the final norm, from token_ids [B, H, W], layer by layer."""
     x = model.embed(token_ids)
     if model.config.downsample:
         x = model.down_block["downsample"](x)
-    height, width = x.shape[1:3]
+    grid = x.shape[1:3]
     image = model.project_to_hidden(model.project_to_hidden_norm(x.flatten(1, 2)))
     text = conditioning.text
     time = model.sinusoids(timestep.float() * TIME_SCALE).to(image.dtype)
@@ -54,8 +54,15 @@ def all_logits(
     both = torch.cat([text, image], dim=1)
     for block in model.single_transformer_blocks:
         both = block(both, emb, rope)
-    features = model.project_from_hidden_norm(both[:, text.shape[1] :])
-    x = model.project_from_hidden(features).unflatten(1, (height, width))
+    normed: Tensor = model.project_from_hidden_norm(both[:, text.shape[1] :])
+    return normed.unflatten(1, grid)
+
+
+def all_logits(
+    model: MeissonicTransformer, token_ids: Tensor, timestep: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Logits [B, N, V] of all positions of token_ids [B, H, W], layer by layer."""
+    x = model.project_from_hidden(inner_states(model, token_ids, timestep, conditioning))
     if model.config.upsample:
         x = model.up_block["upsample"](x)
     return model.head(model.mlm_layer(x).flatten(1, 2))
