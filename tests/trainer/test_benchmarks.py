@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.benchmarks import baseline, cli, kernels, regression
-from cogrpo_trainer.benchmarks.compare import compare_learner, compare_sampler
 from cogrpo_trainer.benchmarks.interleave import Timed, peak_bytes
+from cogrpo_trainer.benchmarks.learner import compare_learner
+from cogrpo_trainer.benchmarks.sampler import compare_sampler
 
 
 @pytest.fixture

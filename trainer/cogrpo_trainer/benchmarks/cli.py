@@ -53,7 +53,7 @@ def sampler(
     restart_with_allocator()
 
     def run() -> dict[str, Any]:
-        from cogrpo_trainer.benchmarks.compare import compare_sampler
+        from cogrpo_trainer.benchmarks.sampler import compare_sampler
 
         return compare_sampler(_load(model, device), steps=steps, images=images, rounds=rounds)
 
@@ -75,7 +75,7 @@ def learner(
     restart_with_allocator()
 
     def run() -> dict[str, Any]:
-        from cogrpo_trainer.benchmarks.compare import compare_learner
+        from cogrpo_trainer.benchmarks.learner import compare_learner
 
         return compare_learner(
             _load(model, device),
@@ -120,7 +120,8 @@ def check(
     from cogrpo_trainer.benchmarks import regression
 
     def run() -> dict[str, Any]:
-        from cogrpo_trainer.benchmarks.compare import compare_learner, compare_sampler
+        from cogrpo_trainer.benchmarks.learner import compare_learner
+        from cogrpo_trainer.benchmarks.sampler import compare_sampler
 
         options: dict[str, Any] = {"rounds": rounds}
         found = regression.ratios(
