@@ -133,7 +133,9 @@ class TrainConfig(Settings):
     betas: tuple[Share, Share] = (0.9, 0.95)
     max_grad_norm: Positive = 1.0
     gate: Positive = 1e-4
-    """The largest gap between logged and recomputed log-probability, of a token or an action."""
+    """The largest gap between logged and recomputed log-probability, of a token or an action.
+
+    That of tokens is multiplied by what guidance and temperature do to differences of logits."""
     gate_steps: Count = 32
     """Steps that the gate recomputes at each iteration."""
     max_skipped: Count = 3

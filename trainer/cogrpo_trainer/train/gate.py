@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cogrpo_core.grpo.batch import TrajectoryBatch, all_steps, pick_steps
+from cogrpo_core.grpo.batch import Steps, TrajectoryBatch, all_steps, pick_steps
 from cogrpo_core.grpo.likelihood import action_likelihood, token_likelihood
 from cogrpo_core.models.checkpoint import Checkpoint
+from cogrpo_core.schedule import GUIDANCE_SCALE, SAMPLE_TEMPERATURE
 from cogrpo_trainer.train.conditions import Conditions
 
 
@@ -42,7 +43,9 @@ def check_ratio(
     """Recomputes both parts of `steps` random steps of a fresh rollout.
 
     Raises `RatioGateError`, which names the part, the step and the gap, if one exceeds `floor` or
-    is not finite. The checkpoint's scheduling policy, if it has one, took all actions.
+    is not finite. Guidance and temperature enlarge what logits differ by from rounding, and the
+    floor of a step's tokens with it. The checkpoint's scheduling policy, if it has one, took all
+    actions.
     """
     transformer, policy = checkpoint.transformer, checkpoint.schedule_policy
     sample_S, step_S = all_steps(batch)
@@ -54,23 +57,33 @@ def check_ratio(
         tokens = token_likelihood(transformer, picked, *rows, features=policy is not None)
         gap_K = (tokens.logprob_K - tokens.logged_K).abs()
         gap_M = gap_K.new_zeros(len(picked)).scatter_reduce(0, tokens.step_K, gap_K, "amax")
-        worst["model"] = max(worst["model"], _gate("model", gap_M, picked.step_M, floor))
+        floor_M = floor * _enlargement(picked)
+        worst["model"] = max(worst["model"], _gate("model", gap_M, picked.step_M, floor_M))
         if policy is not None and tokens.features_MDhw is not None:
             actions = action_likelihood(policy, picked, tokens.features_MDhw)
             gap_M = (actions.logprob_M - picked.action_logprob_M).abs()
+            floor_M = torch.full_like(gap_M, floor)
             worst["schedule"] = max(
-                worst["schedule"], _gate("schedule", gap_M, picked.step_M, floor)
+                worst["schedule"], _gate("schedule", gap_M, picked.step_M, floor_M)
             )
     return GateReport(worst["model"], worst["schedule"])
 
 
-def _gate(part: str, gap_M: Tensor, step_M: Tensor, floor: float) -> float:
-    bad_M = ~(gap_M <= floor)  # a NaN is bad too
+def _enlargement(steps: Steps) -> Tensor:
+    """How many times a difference of logits grows [M], at least once: (|s| + |1 - s|) / tau_s."""
+    scale_M = steps.actions_M4[:, GUIDANCE_SCALE]
+    temperature_M = steps.actions_M4[:, SAMPLE_TEMPERATURE]
+    return ((scale_M.abs() + (1 - scale_M).abs()) / temperature_M).clamp(min=1)
+
+
+def _gate(part: str, gap_M: Tensor, step_M: Tensor, floor_M: Tensor) -> float:
+    bad_M = ~(gap_M <= floor_M)  # a NaN is bad too
     if bad_M.any():
         first = int(bad_M.nonzero()[0])
         raise RatioGateError(
             f"the ratio is not 1 before the first update: at step {int(step_M[first])} the "
             f"{part}'s log-probability differs from the log by {float(gap_M[first]):.3g}, more "
-            f"than the gate's {floor:.3g}; sampler and learner disagree, so training stops"
+            f"than the gate's {float(floor_M[first]):.3g}; sampler and learner disagree, so "
+            "training stops"
         )
     return float(gap_M.max()) if len(gap_M) else 0.0
