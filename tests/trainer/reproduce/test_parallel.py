@@ -37,13 +37,16 @@ def test_what_was_measured_is_not_made_again(tmp_path: Path) -> None:
     budget, said = Budget(prompts=7, model=str(tmp_path / "nowhere")), list[str]()
     laboratory = Laboratory(tmp_path, budget)
     known = Measure("co-grpo", 0, 1, "learned", 2)
-    saved = {"budget": asdict(budget), "scores": {"checker": [0.0, 1.0]}}
+    settings = laboratory.settings(known)
+    saved = {"budget": asdict(budget), "settings": settings, "scores": {"checker": [0.0, 1.0]}}
     laboratory.measure_file(known).parent.mkdir()
     laboratory.measure_file(known).write_text(json.dumps(saved))
     prepare(tmp_path, budget, [Item("some", "Some", {"one": [known]}, {})], 1, said.append)
     assert not said
     assert laboratory.scores(known)["checker"].tolist() == [0.0, 1.0]
     assert Laboratory(tmp_path, Budget(prompts=14)).saved(known) is None
+    laboratory.measure_file(known).write_text(json.dumps(saved | {"settings": "of another preset"}))
+    assert laboratory.saved(known) is None
 
 
 def test_what_a_job_raises_ends_all(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from cogrpo_trainer.measure import gains, held_out_prompts, mean
 from cogrpo_trainer.reproduce import claims
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
 from cogrpo_trainer.reproduce.page import write_page
-from cogrpo_trainer.reproduce.plan import BASE, ITEMS, RUNS, Measure, limited
+from cogrpo_trainer.reproduce.plan import (
+    BASE,
+    BEST_CONSTANT,
+    BEST_STATIC,
+    ITEMS,
+    RUNS,
+    Measure,
+    limited,
+)
 from cogrpo_trainer.reproduce.tables import rows_of
 
 PROMPTS = held_out_prompts(70)
@@ -128,6 +136,19 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     later = laboratory.config("naive-later", 0)
     assert 0 not in later.model_phase.steps
     assert later.iterations == laboratory.config("naive", 0).iterations
+
+
+def test_what_other_settings_made_is_known_by_its_digest(tmp_path):
+    laboratory = Laboratory(tmp_path, Budget())
+    wanted = [Measure("co-grpo"), Measure("co-grpo", 1), Measure("naive"), Measure("sigma-0.4")]
+    wanted += [Measure(schedule=BEST_STATIC)]
+    digests = [laboratory.settings(each) for each in wanted]
+    assert len(set(digests[:4])) == 4 and digests[4] == digests[0]
+    assert laboratory.settings(Measure("co-grpo", 0, 2, "learned", 8)) == digests[0]
+    shorter = Laboratory(tmp_path, Budget(scale=0.5))
+    assert all(shorter.settings(each) != digest for each, digest in zip(wanted, digests))
+    assert laboratory.settings(Measure(steps=8)) is None
+    assert laboratory.settings(Measure(schedule=BEST_CONSTANT)) is None
 
 
 def test_means_leave_out_what_is_missing():

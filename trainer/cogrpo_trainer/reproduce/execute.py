@@ -3,6 +3,7 @@
 All of it is resumable: a training goes on from its last state, a finished measure is a file.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -70,12 +71,13 @@ class Laboratory:
         return scorers(MEASURED, 600.0)
 
     def saved(self, wanted: Measure) -> Scores | None:
-        """The scores of a measure that was made before with the same budget."""
+        """The scores of a measure that was made before with the same budget and settings."""
         path = self.measure_file(wanted)
         if not path.exists():
             return None
         found = json.loads(path.read_text())
-        if found["budget"] != asdict(self.budget):
+        made = found["budget"], found.get("settings")
+        if made != (asdict(self.budget), self.settings(wanted)):
             return None
         return {name: np.array(values) for name, values in found["scores"].items()}
 
@@ -109,12 +111,24 @@ class Laboratory:
                 {
                     "measure": asdict(wanted),
                     "budget": asdict(self.budget),
+                    "settings": self.settings(wanted),
                     "commit": commit(),
                     "scores": values,
                 }
             )
         )
         return found
+
+    def settings(self, wanted: Measure) -> str | None:
+        """A digest of the settings behind a measure; None where no training has a part in it.
+
+        The search for a static schedule sees as many pictures as the training does.
+        """
+        if wanted.model == BASE and wanted.schedule != BEST_STATIC:
+            return None
+        run = "co-grpo" if wanted.model == BASE else wanted.model
+        text = self.config(run, wanted.seed).model_dump_json()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def checkpoint(self, wanted: Measure) -> str:
         """The checkpoint that a measure is about; trains its run as far as needed."""
@@ -127,14 +141,15 @@ class Laboratory:
         if wanted.schedule not in (BEST_CONSTANT, BEST_STATIC):
             return wanted.schedule
         path = self.folder / "searches" / f"{wanted.schedule}.json"
-        if not path.exists():
+        settings = self.settings(wanted)
+        if not path.exists() or json.loads(path.read_text()).get("settings") != settings:
             self.say(f"searching the {wanted.schedule} schedule")
             search = best_constant if wanted.schedule == BEST_CONSTANT else best_static
             found = search(
                 self.budget.model, self.composite, self.config("co-grpo", 0), self.budget
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1))
+            path.write_text(json.dumps(found | {"settings": settings}, indent=1))
         saved: dict[str, Any] = json.loads(path.read_text())
         return dict(saved["schedule"])
 
@@ -161,7 +176,8 @@ class Laboratory:
 
     def train(self, run: str, seed: int, cycle: int) -> Path:
         """The checkpoint of a run after `cycle` cycles."""
-        folder = self.folder / "runs" / f"{run}-s{seed}"
+        settings = self.settings(Measure(run, seed))
+        folder = self.folder / "runs" / f"{run}-s{seed}-{settings}"
         target = folder / f"cycle-{cycle}"
         if (target / "model_index.json").exists():
             return target
@@ -188,11 +204,14 @@ class Laboratory:
     def seconds(self, wanted: Measure, pictures: int = 12) -> float:
         """Median time of one picture on one core, scheduling policy included, decoding not.
 
-        A measured time stays: it is of the machine that made it.
+        A measured time stays, as it is of the machine that made it, until settings change.
         """
         path = self.folder / "times" / f"{wanted.key}.json"
+        settings = self.settings(wanted)
         if path.exists():
-            return float(json.loads(path.read_text())["seconds"])
+            saved = json.loads(path.read_text())
+            if saved.get("settings") == settings:
+                return float(saved["seconds"])
         pipe = CoGRPOPipeline.from_pretrained(self.checkpoint(wanted))
         prompts = held_out_prompts(7)
         times = []
@@ -208,7 +227,8 @@ class Laboratory:
             times.append(time.perf_counter() - began)
         median = float(np.median(times))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"measure": asdict(wanted), "seconds": median}))
+        found = {"measure": asdict(wanted), "settings": settings, "seconds": median}
+        path.write_text(json.dumps(found))
         return median
 
 
