@@ -120,13 +120,15 @@ def conditions(transformer, count: int) -> Conditioning:
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_a_turn_waits_for_nothing(twins, learned, guidance):
     transformer, policy = twins
-    tables = [meissonic(6, guidance), meissonic(5, 2.0)]
-    samples = start_samples([1, 2], tables, 64, 39, learned=[learned, False], device="meta")
-    courses = [course(tables[0], 64, learned=learned), course(tables[1], 64)]
-    texts = conditions(transformer, 2)
+    tables = [meissonic(6, guidance), meissonic(5, 2.0), meissonic(6, guidance)]
+    learns = [learned, False, learned]
+    samples = start_samples([1, 2, 3], tables, 64, 39, learned=learns, device="meta")
+    courses = [course(table, 64, learned=each) for table, each in zip(tables, learns, strict=True)]
+    texts = conditions(transformer, 3)
     with Waits() as waits:
         for step in range(4):
-            ahead = look_ahead(courses, [step, step])
+            ahead = look_ahead(courses, [step] * 3, ["a", "a", "a"])
+            assert ahead.alike == ((0, 1, 0) if step == 0 else ())
             turn = denoise_turn(
                 transformer, samples, texts, texts, ahead, grid=(8, 8), policy=policy
             )
