@@ -25,6 +25,10 @@ def serve(
         Literal["float32", "bfloat16"] | None,
         typer.Option(help="Of the weights; bfloat16 on a GPU and float32 without by default."),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Steps as compiled graphs: the first start takes minutes."),
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=256, help="CPU threads of an engine; all cores by default."),
@@ -92,6 +96,7 @@ def serve(
         port=port,
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         dtype=dtype,
+        compiled=compiled,
         single_process=single_process,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // max(replicas, max_replicas or 1)),
         replicas=replicas,

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -41,9 +43,28 @@ def load_pipeline(settings: Settings, device: str) -> "CoGRPOPipeline":
     if Path(settings.model).is_dir():  # callers learn the model's name, not its place
         checkpoint = replace(checkpoint, name=Path(settings.model).resolve().name)
     pipeline = CoGRPOPipeline(checkpoint)
+    if settings.compiled:
+        _compile(pipeline, settings)
     pipeline("a warm-up picture", num_inference_steps=2, seed=0)
     logger.info("loaded %s, fingerprint %s", checkpoint.name, checkpoint.fingerprint)
     return pipeline
+
+
+def _compile(pipeline: "CoGRPOPipeline", settings: Settings) -> None:
+    """Makes the graphs of all that the engine's slots can hold, in the default size.
+
+    They are kept with the service's data, where the next start finds them.
+    """
+    from cogrpo_core.compiled import compile_steps, warm_up
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir / "compiled"))
+    began = time.monotonic()
+    transformer, defaults = pipeline.checkpoint.transformer, pipeline.checkpoint.generation
+    compile_steps(transformer)
+    height, width = defaults.height, defaults.width
+    grid = height // pipeline.token_pixels, width // pipeline.token_pixels
+    warm_up(transformer, pipeline.encode("", height, width), grid, 2 * settings.slots)
+    logger.info("compiled the steps in %.0f s", time.monotonic() - began)
 
 
 def describe(pipeline: "CoGRPOPipeline", settings: Settings) -> Info:

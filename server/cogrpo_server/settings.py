@@ -33,6 +33,7 @@ class Settings(BaseModel):
     dtype: Dtype | None = Field(
         default=None, description="Of the weights; None is float32 on a CPU, else bfloat16."
     )
+    compiled: bool = Field(default=False, description="Steps as compiled graphs.")
     single_process: bool = Field(default=False, description="uvicorn here in place of Ray Serve.")
     threads: int = Field(default=1, ge=1, le=256)
     redis_url: SecretStr | None = None

@@ -1,9 +1,12 @@
 """The options of `cogrpo serve`: what goes together, and what they become."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from cogrpo_core.compiled import is_compiled
 from cogrpo_server import cli, supervisor
 from cogrpo_server.deployments import _scaling
 from cogrpo_server.loading import load_pipeline
@@ -81,3 +84,18 @@ def test_the_dtype_of_the_weights(
     assert {str(p.dtype) for p in pipeline.checkpoint.transformer.parameters()} == {
         f"torch.{expected}"
     }
+
+
+def test_compiled_steps_are_kept_with_the_services_data(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    settings = Settings(data_dir=tmp_path, model=str(tiny_checkpoint), compiled=True, slots=2)
+    plain = load_pipeline(settings.model_copy(update={"compiled": False}), "cpu")
+    with torch.compiler.set_stance("force_eager"):  # no kernels are made
+        pipeline = load_pipeline(settings, "cpu")
+        (one,) = pipeline("a star", seed=1, output_type="tokens").trajectories
+    assert is_compiled(pipeline.checkpoint.transformer)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    (other,) = plain("a star", seed=1, output_type="tokens").trajectories
+    assert (one.tokens == other.tokens).all()
