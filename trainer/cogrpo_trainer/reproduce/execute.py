@@ -122,12 +122,17 @@ class Laboratory:
     def settings(self, wanted: Measure) -> str | None:
         """A digest of the settings behind a measure; None where no training has a part in it.
 
-        The search for a static schedule sees as many pictures as the training does.
+        The search for a static schedule sees as many pictures as the training does. A phase without
+        iterations has no part in a run.
         """
         if wanted.model == BASE and wanted.schedule != BEST_STATIC:
             return None
-        run = "co-grpo" if wanted.model == BASE else wanted.model
-        text = self.config(run, wanted.seed).model_dump_json()
+        config = self.config("co-grpo" if wanted.model == BASE else wanted.model, wanted.seed)
+        phases = ("model_phase", "schedule_phase")
+        idle = {name for name in phases if not getattr(config, name).iterations}
+        if config.mode == "joint":  # which has the schedule's rate and noise, and the model's batch
+            idle = set()
+        text = config.model_dump_json(exclude=idle)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def checkpoint(self, wanted: Measure) -> str:
