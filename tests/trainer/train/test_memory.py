@@ -60,6 +60,10 @@ def test_the_plan_adds_up_and_names_its_parts(make_config):
     assert plan.parts["reference model of the KL"] == 4 * trained
     assert plan.total == sum(plan.parts.values())
     assert plan.lines()[-1].endswith("in all")
+    keeping = make_config(schedule_phase={"keep_features": True})
+    width = checkpoint.transformer.config.dim
+    features = memory_plan(checkpoint, keeping, trained).parts["what the policy read in a rollout"]
+    assert features == 4 * 3 * 4 * width * 4  # samples, steps, cells, and bytes of a float
     larger = memory_plan(checkpoint, make_config(learner_batch=8), trained)
     smaller = memory_plan(checkpoint, make_config(learner_batch=4), trained)
     assert larger.total > smaller.total

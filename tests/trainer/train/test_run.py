@@ -8,6 +8,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from cogrpo_core.trajectory import Trajectory
 from cogrpo_trainer.state import StateError, load_state
 from cogrpo_trainer.train import learner
 from cogrpo_trainer.train.config import ConfigError
-from cogrpo_trainer.train.gate import RatioGateError
+from cogrpo_trainer.train.gate import RatioGateError, _enlargement
 from cogrpo_trainer.train.learner import NotFiniteError
 from cogrpo_trainer.train.rollouts import Ask, LocalSampler
 from cogrpo_trainer.train.run import Trainer, place_of
@@ -159,6 +160,12 @@ def test_the_gate_names_part_and_step(make_config, tmp_path):
         trainer.step()
     assert trainer.iteration == 0
     del before
+
+
+def test_the_gates_floor_grows_with_guidance_and_temperature():
+    actions = torch.tensor([[0.5, 1.0, 1.0, 1.0], [0.5, 0.5, 1.0, 4.0], [0.5, 4.0, 1.0, 0.5]])
+    steps: Any = SimpleNamespace(actions_M4=actions)
+    assert _enlargement(steps).tolist() == [1.0, 14.0, 1.0]
 
 
 def test_the_gate_sees_a_changed_schedule(make_config, tmp_path):
