@@ -1,6 +1,9 @@
 """Several jobs at a time leave the files that one after the other would."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from multiprocessing import active_children
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
-from cogrpo_trainer.reproduce.parallel import prepare
+from cogrpo_trainer.reproduce.parallel import end_with_parent, prepare
 from cogrpo_trainer.reproduce.plan import BEST_CONSTANT, Item, Measure
 
 MEASURES = [Measure(schedule="cosine-power:1.0", steps=1), Measure(schedule="meissonic", steps=2)]
@@ -59,3 +62,31 @@ def test_what_a_job_raises_ends_all(tmp_path: Path) -> None:
     while active_children() and time.monotonic() < deadline:  # the pool's thread reaps them too
         time.sleep(0.05)
     assert not active_children()
+
+
+def _stay(child: int) -> None:
+    """Of a child: it says that it watches, and stays."""
+    end_with_parent()
+    os.write(child, b"%d\n" % os.getpid())
+    time.sleep(60)
+
+
+_PARENT = """
+import multiprocessing, time
+from tests.trainer.reproduce.test_parallel import _stay
+if __name__ == "__main__":
+    multiprocessing.get_context("fork").Process(target=_stay, args=(1,)).start()
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_who_was_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait(10)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{worker}")

@@ -4,10 +4,12 @@ All that they make are files, which `Laboratory` finds afterwards; so this too i
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import Thread
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
 from cogrpo_trainer.reproduce.plan import BASE, BEST_CONSTANT, BEST_STATIC, CYCLES, Item, Measure
@@ -20,7 +22,8 @@ def prepare(
 ) -> None:
     """Trains, searches and measures all that the items need and the folder lacks, `jobs` at a time.
 
-    Raises what a job raised; the others are stopped, and go on from their files the next time.
+    Raises what a job raised; the others are stopped, and go on from their files the next time. They
+    end when this process is killed, too.
     """
     needed = {measure for item in items for row in item.rows.values() for measure in row}
     laboratory = Laboratory(folder, budget)
@@ -56,8 +59,21 @@ def _start(folder: Path, budget: Budget, threads: int) -> None:
     global _laboratory
     import torch
 
+    end_with_parent()
     torch.set_num_threads(threads)
     _laboratory = Laboratory(folder, budget)
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent is gone: a pool's workers would go on with what is left."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _do(kind: str, measure: Measure) -> None:
