@@ -4,7 +4,7 @@ A graph is for one shape. Images come and go, so rows are filled up to the next 
 copies of the last one. What the compiler makes lies in TORCHINDUCTOR_CACHE_DIR, and is found there
 by the next process and by the next version of the weights.
 
-Shape letters: R rows, H W token grid, K positions.
+Shape letters: R rows, H W token grid.
 """
 
 from types import MethodType
@@ -25,18 +25,13 @@ def bucket(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def is_compiled(transformer: MeissonicTransformer) -> bool:
-    """Whether `compile_steps` was applied."""
-    return "states" in vars(transformer)
-
-
 def compile_steps(transformer: MeissonicTransformer, *, backend: Any = "inductor") -> None:
-    """Makes `states` and `hidden_at` of this transformer run as compiled graphs, in place.
+    """Makes `states` of this transformer, and so `hidden_at`, run as compiled graphs, in place.
 
     Graphs are made when a bucket is first met (`warm_up` does it ahead), and shared by transformers
     of one shape. For inference only; results are equal to rounding.
     """
-    if is_compiled(transformer):
+    if transformer.fixed_shapes:
         return
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     device = transformer.project_to_hidden.weight.device
@@ -64,20 +59,8 @@ def compile_steps(transformer: MeissonicTransformer, *, backend: Any = "inductor
         found: States = graph(self, token_ids, timestep, conditioning, rope)
         return States(hidden=found.hidden[:rows], features=found.features[:rows])
 
-    def hidden_at(
-        self: MeissonicTransformer,
-        token_ids: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        positions: Tensor,
-        rope: Tensor | None = None,
-    ) -> Tensor:
-        found = states(self, token_ids, timestep, conditioning, rope)
-        return found.hidden.flatten(0, 1).index_select(0, positions)
-
-    # As methods, so that a copy of the transformer runs with its own weights.
-    for function in (states, hidden_at):
-        vars(transformer)[function.__name__] = MethodType(function, transformer)
+    # A method, so that a copy of the transformer runs with its own weights.
+    vars(transformer).update(states=MethodType(states, transformer), fixed_shapes=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cogrpo_core.compiled import compile_steps, is_compiled
+from cogrpo_core.compiled import compile_steps
 from cogrpo_core.engine import Engine
 from cogrpo_core.exchange.policy_announce import Announcements
 from cogrpo_core.exchange.policy_guard import Limits, fault
@@ -292,7 +292,7 @@ def load_tried(
         policy_version=version,
         samples_per_pass=base.samples_per_pass,
     )
-    if is_compiled(base.checkpoint.transformer):
+    if base.checkpoint.transformer.fixed_shapes:
         compile_steps(pipeline.checkpoint.transformer)
     made = pipeline("a trial", num_inference_steps=_TRIAL_STEPS, seed=0, output_type="tokens")
     tokens = made.trajectories[0].tokens

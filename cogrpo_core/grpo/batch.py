@@ -51,8 +51,11 @@ class TrajectoryBatch:
         return replace(self, **moved)
 
 
-def collate(trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
-    """A batch of trajectories; ValueError unless all have one token grid."""
+def collate(
+    trajectories: Sequence[Trajectory], features_BTDhw: Tensor | None = None
+) -> TrajectoryBatch:
+    """A batch of trajectories, with what the sampler kept of their features; ValueError unless all
+    have one token grid."""
     grids = {(each.grid_height, each.grid_width) for each in trajectories}
     if len(grids) != 1:
         raise ValueError(f"a batch needs trajectories of one token grid, not {sorted(grids)}")
@@ -82,6 +85,7 @@ def collate(trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
         weight_BT=torch.ones(len(trajectories), longest),
         num_steps_B=torch.tensor([each.num_steps for each in trajectories]),
         grid=grids.pop(),
+        features_BTDhw=features_BTDhw,
     )
 
 

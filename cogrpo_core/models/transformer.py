@@ -120,6 +120,8 @@ class MeissonicTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.fixed_shapes = False
+        """Whether `states` runs as graphs of one shape each, as compiled.py makes them."""
         dim, head_dim = config.dim, config.attention_head_dim
         self.sinusoids = Sinusoids(SINUSOID_DIM)
         self.time_text_embed = nn.ModuleDict(
@@ -223,7 +225,7 @@ class MeissonicTransformer(nn.Module):
         On a CPU the last layers compute nothing else. Elsewhere the host would have to wait for the
         number of cells that they need.
         """
-        if not _sizes_are_known(token_ids):
+        if self.fixed_shapes or not _sizes_are_known(token_ids):
             states = self.states(token_ids, timestep, conditioning, rope)
             return states.hidden.flatten(0, 1).index_select(0, positions)
         both, emb, rope, length = self._trunk(token_ids, timestep, conditioning, rope)

@@ -59,11 +59,11 @@ def _compile(pipeline: "CoGRPOPipeline", settings: Settings) -> None:
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir / "compiled"))
     began = time.monotonic()
-    transformer, defaults = pipeline.checkpoint.transformer, pipeline.checkpoint.generation
+    transformer = pipeline.checkpoint.transformer
     compile_steps(transformer)
-    height, width = defaults.height, defaults.width
-    grid = height // pipeline.token_pixels, width // pipeline.token_pixels
-    warm_up(transformer, pipeline.encode("", height, width), grid, 2 * settings.slots)
+    (job,) = pipeline.plan("a warm-up picture")
+    conditional, _ = pipeline.condition([job])
+    warm_up(transformer, conditional, pipeline.grid(job), 2 * settings.slots)
     logger.info("compiled the steps in %.0f s", time.monotonic() - began)
 
 

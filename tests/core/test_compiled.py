@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cogrpo_core.compiled import bucket, compile_steps, is_compiled, warm_up
+from cogrpo_core.compiled import bucket, compile_steps, warm_up
 from cogrpo_core.models.transformer import Conditioning
 from cogrpo_core.pipeline import CoGRPOPipeline
 
@@ -44,7 +44,7 @@ def test_pictures_are_the_same_and_graphs_are_few(model_with_policy, graphs, lea
         CoGRPOPipeline(checkpoint, samples_per_pass=8)
         for checkpoint in (model_with_policy, replace(model_with_policy, transformer=twin))
     )
-    assert is_compiled(twin) and not is_compiled(model_with_policy.transformer)
+    assert twin.fixed_shapes and not model_with_policy.transformer.fixed_shapes
     schedule = "learned" if learned else "meissonic"
     for count in (1, 3):
         one, other = (
@@ -74,7 +74,7 @@ def test_warming_up_makes_all_graphs_and_another_versions_weights_need_none(mode
     other = copy.deepcopy(transformer)
     with torch.no_grad():
         other.mlm_layer.layer_norm.weight.mul_(2.0)
-    assert is_compiled(other)
+    assert other.fixed_shapes
     inputs = torch.full((3, 8, 8), 39), torch.tensor([2, 2, 1]), texts.select([0, 0, 0])
     with torch.no_grad():
         found = other.states(*inputs).hidden

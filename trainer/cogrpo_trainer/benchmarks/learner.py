@@ -15,16 +15,15 @@ from cogrpo_core.grpo.batch import (
     TrajectoryBatch,
     all_steps,
     collate,
-    distinct_passes,
     pick_steps,
 )
-from cogrpo_core.grpo.likelihood import action_likelihood, token_likelihood
+from cogrpo_core.grpo.likelihood import action_likelihood
 from cogrpo_core.models.schedule_policy import SchedulePolicy, SchedulePolicyConfig
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.benchmarks import baseline
 from cogrpo_trainer.benchmarks.interleave import peak_bytes, timed
 from cogrpo_trainer.train.conditions import Conditions
-from cogrpo_trainer.train.learner import passes_of
+from cogrpo_trainer.train.learner import likelihood_of, passes_of
 from cogrpo_trainer.train.rollouts import Ask, sample
 
 PROMPTS = (
@@ -98,10 +97,7 @@ class _ModelTask:
     def cogrpo(self, size: int) -> None:
         """As the learner takes them."""
         for steps, weight_M in self.rollout.distinct(size):
-            conditions = self.rollout.conditions
-            rows = conditions.rows(self.model, steps.sample_M)
-            distinct = distinct_passes(steps, conditions.texts(steps.sample_M))
-            found = token_likelihood(self.model, steps, *rows, distinct=distinct)
+            found = likelihood_of(self.model, steps, self.rollout.conditions)
             (found.per_step(found.logprob_K, len(steps)) * weight_M).sum().backward()
 
 
@@ -216,8 +212,7 @@ def _rollout(pipe: CoGRPOPipeline, *, steps: int, groups: int, group_size: int) 
     made = sample(
         learned, Ask(tuple(prompts), tuple(range(len(prompts))), steps, True, keep_features=True)
     )
-    batch = replace(collate(made.trajectories), features_BTDhw=made.features_BTDhw)
-    batch = batch.to(pipe.device)
+    batch = collate(made.trajectories, made.features_BTDhw).to(pipe.device)
     sample_S, step_S = all_steps(batch)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(sample_S), generator=generator).to(pipe.device)

@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cogrpo_core.grpo.batch import all_steps, distinct_passes, pick_steps
-from cogrpo_core.grpo.likelihood import token_likelihood
+from cogrpo_core.grpo.batch import all_steps, pick_steps
 from cogrpo_core.grpo.objective import model_surrogate
 from cogrpo_trainer.benchmarks.among_kept import logprob_among_kept
 from cogrpo_trainer.train.config import TrainConfig
 from cogrpo_trainer.train.launch import make_composite
-from cogrpo_trainer.train.learner import passes_of
+from cogrpo_trainer.train.learner import likelihood_of, passes_of
 from cogrpo_trainer.train.run import Experience, Trainer, place_of
 
 Gradients = NDArray[np.float16]
@@ -95,9 +94,7 @@ def _accumulate_among_kept(
     seed_B = torch.tensor([each.seed for each in found.rollout.trajectories])
     for index in passes_of(found.batch, sample_M, step_M, found.conditions, config.learner_batch):
         steps = pick_steps(found.batch, sample_M[index], step_M[index], model.config.mask_token_id)
-        rows = found.conditions.rows(model, steps.sample_M)
-        distinct = distinct_passes(steps, found.conditions.texts(steps.sample_M))
-        tokens = token_likelihood(model, steps, *rows, distinct=distinct)
+        tokens = likelihood_of(model, steps, found.conditions)
         among_K = logprob_among_kept(tokens, steps, seed_B)
         level = replace(tokens, logprob_K=among_K, logged_K=among_K.detach())
         phase = config.model_phase

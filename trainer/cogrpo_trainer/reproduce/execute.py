@@ -36,10 +36,14 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
 MEASURE_SEED = 500_000
-ALONE = dict.fromkeys(("naive", "naive-all", "naive-later", "joint"), "model_phase") | {
-    "schedule-only": "schedule_phase"
+BATCHES_OF = {
+    "model-only": "model_phase",
+    "joint": "model_phase",
+    "schedule-only": "schedule_phase",
 }
-"""Runs that do not alternate, and the phase whose batches they take."""
+"""Modes that do not alternate, and the phase whose batches they take."""
+UNUSED = {"model-only": {"schedule_phase"}, "schedule-only": {"model_phase"}}
+"""The phase that has no part in a mode."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,12 @@ class Laboratory:
     def settings(self, wanted: Measure) -> str | None:
         """A digest of the settings behind a measure; None where no training has a part in it.
 
-        The search for a static schedule sees as many pictures as the training does. A phase without
-        iterations has no part in a run.
+        The search for a static schedule sees as many pictures as the training does.
         """
         if wanted.model == BASE and wanted.schedule != BEST_STATIC:
             return None
         config = self.config("co-grpo" if wanted.model == BASE else wanted.model, wanted.seed)
-        phases = ("model_phase", "schedule_phase")
-        idle = {name for name in phases if not getattr(config, name).iterations}
-        if config.mode == "joint":  # which has the schedule's rate and noise, and the model's batch
-            idle = set()
-        text = config.model_dump_json(exclude=idle)
+        text = config.model_dump_json(exclude=UNUSED.get(config.mode, set()))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def checkpoint(self, wanted: Measure) -> str:
@@ -169,14 +168,15 @@ class Laboratory:
             phase = getattr(config, name)
             count = max(1, round(phase.iterations * self.budget.scale))
             phases[name] = phase.model_copy(update={"iterations": count})
-        if run in ALONE:  # as many pictures as both phases together see
+        only = BATCHES_OF.get(config.mode)
+        if only is not None:  # as many pictures as both phases together see
             pictures = sum(phase.iterations * phase.batch_size for phase in phases.values())
-            phase = phases[ALONE[run]]
+            phase = phases[only]
             count = max(1, round(pictures / phase.batch_size))
             phases = {
                 name: each.model_copy(update={"iterations": 0}) for name, each in phases.items()
             }
-            phases[ALONE[run]] = phase.model_copy(update={"iterations": count})
+            phases[only] = phase.model_copy(update={"iterations": count})
         return config.model_copy(update=phases)
 
     def train(self, run: str, seed: int, cycle: int) -> Path:

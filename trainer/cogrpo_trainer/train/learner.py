@@ -22,7 +22,12 @@ from cogrpo_core.grpo.batch import (
     first_states,
     pick_steps,
 )
-from cogrpo_core.grpo.likelihood import action_likelihood, policy_features, token_likelihood
+from cogrpo_core.grpo.likelihood import (
+    TokenLikelihood,
+    action_likelihood,
+    policy_features,
+    token_likelihood,
+)
 from cogrpo_core.grpo.objective import (
     Surrogate,
     action_kl,
@@ -73,13 +78,13 @@ class Loss(nn.Module):
         """The sum over steps of -surrogate + beta KL, and sums of what there is to watch."""
         transformer, policy, reference = self.parts
         config = self.config
-        text_2M = conditions.texts(steps.sample_M)
         if self.part == "schedule":
             features = steps.features_MDhw
             if features is None:
                 with torch.no_grad():
                     conditional, _ = conditions.rows(transformer, steps.sample_M)
-                distinct = distinct_passes(steps, text_2M[: len(steps)])
+                text_M = conditions.texts(steps.sample_M)[: len(steps)]
+                distinct = distinct_passes(steps, text_M)
                 features = policy_features(transformer, steps, conditional, distinct)
             actions = action_likelihood(policy, steps, features)
             found = schedule_surrogate(
@@ -93,11 +98,7 @@ class Loss(nn.Module):
                 policy.config.sigma,
             )
             return self._sum(found, kl_M)
-        distinct = distinct_passes(steps, text_2M)
-        rows = conditions.rows(transformer, steps.sample_M)
-        tokens = token_likelihood(
-            transformer, steps, *rows, features=self.part == "joint", distinct=distinct
-        )
+        tokens = likelihood_of(transformer, steps, conditions, features=self.part == "joint")
         other_M = None
         if tokens.features_MDhw is not None:
             actions = action_likelihood(policy, steps, tokens.features_MDhw)
@@ -107,8 +108,7 @@ class Loss(nn.Module):
         kl_M = torch.zeros_like(advantage_M)
         if reference is not None:
             with torch.no_grad():
-                rows = conditions.rows(reference, steps.sample_M)
-                before = token_likelihood(reference, steps, *rows, distinct=distinct)
+                before = likelihood_of(reference, steps, conditions)
             kl_M = token_kl(tokens, before, len(steps))
         return self._sum(found, kl_M)
 
@@ -120,6 +120,19 @@ class Loss(nn.Module):
             "clip_fraction": found.clipped_M.sum(),
             "kl": kl_M.detach().sum(),
         }
+
+
+def likelihood_of(
+    transformer: MeissonicTransformer,
+    steps: Steps,
+    conditions: Conditions,
+    *,
+    features: bool = False,
+) -> TokenLikelihood:
+    """The model's likelihood of steps of a rollout, with passes that are the same made once."""
+    rows = conditions.rows(transformer, steps.sample_M)
+    distinct = distinct_passes(steps, conditions.texts(steps.sample_M))
+    return token_likelihood(transformer, steps, *rows, features=features, distinct=distinct)
 
 
 @dataclass(frozen=True)

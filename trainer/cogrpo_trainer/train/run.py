@@ -190,9 +190,7 @@ class Trainer:
             name: torch.tensor(values).view(-1, phase.group_size) for name, values in known.items()
         }
         judged = advantages(grouped, weights, min_spread=config.min_spread)
-        batch = replace(collate(rollout.trajectories), features_BTDhw=rollout.features_BTDhw).to(
-            self.device
-        )
+        batch = collate(rollout.trajectories, rollout.features_BTDhw).to(self.device)
         conditions = Conditions(self.checkpoint, rollout.trajectories)
         if any(rollout.live):
             batch = as_of_now(
