@@ -3,14 +3,16 @@
 Shape letters: M rows, each a masked position; V codes.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+CPU_CHUNK = 2**18
+"""Logits of the rows that are drawn at a time on a CPU: 1 MB, which stay in its cache."""
 
-@dataclass(frozen=True)
-class Draw:
+
+class Draw(NamedTuple):
     """Tokens drawn at M positions."""
 
     token_M: Tensor
@@ -28,13 +30,22 @@ def sample_tokens(logits_MV: Tensor, sample_temperature_M: Tensor, uniform_M: Te
     -inf) has NaN for logprob and confidence, and the token V - 1: a valid index, so that the step
     goes on without asking the device, and `jobs.record` refuses the picture.
     """
+    arguments = (logits_MV, sample_temperature_M, uniform_M)
+    on_cpu = logits_MV.device.type == "cpu"
+    size = max(1, CPU_CHUNK // logits_MV.shape[1] if on_cpu else len(logits_MV))
+    parts = [_draw(*part) for part in zip(*(each.split(size) for each in arguments), strict=True)]
+    return parts[0] if len(parts) == 1 else Draw(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _draw(logits_MV: Tensor, temperature_M: Tensor, uniform_M: Tensor) -> Draw:
     logits_MV = logits_MV.float()
     shifted_MV = logits_MV - logits_MV.amax(dim=-1, keepdim=True)
-    tempered_MV = shifted_MV / sample_temperature_M[:, None]
+    tempered_MV = shifted_MV / temperature_M[:, None]
     cumulated_MV = tempered_MV.exp().cumsum(dim=-1)
     total_M1 = cumulated_MV[:, -1:]
     token_M1 = torch.searchsorted(cumulated_MV, uniform_M[:, None] * total_M1)
     token_M1 = token_M1.clamp_(max=logits_MV.shape[-1] - 1)  # acts only on rows with NaN
     logprob_M1 = tempered_MV.gather(-1, token_M1) - total_M1.log()
-    confidence_M1 = shifted_MV.gather(-1, token_M1) - shifted_MV.logsumexp(dim=-1, keepdim=True)
+    plain_M1 = shifted_MV.exp().sum(dim=-1, keepdim=True)
+    confidence_M1 = shifted_MV.gather(-1, token_M1) - plain_M1.log()
     return Draw(token_M1[:, 0], logprob_M1[:, 0], confidence_M1[:, 0])

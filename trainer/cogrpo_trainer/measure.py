@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from cogrpo_core.inputs import MAX_IMAGES_PER_CALL
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.rewards.load import load_reward
@@ -39,9 +41,11 @@ def held_out_prompts(total: int) -> list[Prompt]:
     return [*suite("geneval-shapes", each), *suite("long-shapes", each)]
 
 
-def scorers(names: Iterable[str], timeout_s: float) -> Composite:
+def scorers(
+    names: Iterable[str], timeout_s: float, device: torch.device | str = "cpu"
+) -> Composite:
     """The rewards of these names, held out or not, for measuring."""
-    rewards = [load_reward(name) for name in names]
+    rewards = [load_reward(name, device=str(device)) for name in names]
     return Composite(rewards, dict.fromkeys((r.name for r in rewards), 1.0), timeout_s)
 
 
@@ -53,7 +57,7 @@ def measure(
     schedule: ScheduleSpec | None,
     steps: int,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = MAX_IMAGES_PER_CALL,
 ) -> Scores:
     """Scores of one picture a prompt; prompt i has the seed `seed` + i."""
     columns: dict[str, list[NDArray[np.float64]]] = {}

@@ -22,7 +22,7 @@ def to_cuda(value):
     if isinstance(value, torch.Tensor):
         return value.cuda()
     if isinstance(value, sample.Draw):
-        return sample.Draw(*(x.cuda() for x in vars(value).values()))
+        return sample.Draw(*(x.cuda() for x in value))
     if isinstance(value, remask.Filled):
         return remask.Filled(*(x.cuda() for x in value))
     return value
@@ -49,7 +49,7 @@ def test_draws_are_those_of_the_cpu_but_for_ties(codes, dtype):
     logits_MV = logits_MV.to(dtype)
     arguments = (logits_MV, temperature_M, uniform_M)
     draw = ops.sample_tokens(*map(to_cuda, arguments))
-    found = sample.Draw(*(x.cpu() for x in vars(draw).values()))
+    found = sample.Draw(*(x.cpu() for x in draw))
     most = round(4096 * test_sample.MOST_TIES)
     test_sample.assert_alike(found, sample.sample_tokens(*arguments), most_ties=most)
     assert test_sample.miss(found, logits_MV.float(), temperature_M, uniform_M) < 1e-6

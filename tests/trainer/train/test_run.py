@@ -131,6 +131,16 @@ def test_ratios_are_one_at_the_first_update(make_config, tmp_path):
         assert done.gate.action_gap < 1e-4
 
 
+def test_the_rate_rises_over_the_warm_up(make_config, tmp_path):
+    trainer = Trainer(make_config(cycles=3, model_phase={"warmup": 3}), tmp_path, composite())
+    (optimizer,) = trainer.learners["model"].optimizers
+    full, rates = trainer.config.model_phase.learning_rate, []
+    while len(rates) < 5:
+        if trainer.step().place.part == "model":
+            rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([full / 3, full * 2 / 3, full, full, full])
+
+
 def test_several_updates_move_the_ratio(make_config, tmp_path):
     trainer = Trainer(make_config(model_phase={"updates": 3}), tmp_path, composite())
     done = trainer.step()
@@ -253,7 +263,8 @@ def test_the_average_is_exported(make_config, tmp_path):
 
 
 def test_resumed_after_every_iteration_the_weights_are_the_same(make_config, tmp_path):
-    config = make_config(ema=0.5, cycles=2, model_phase={"updates": 2, "step_share": 0.5})
+    phase = {"updates": 2, "step_share": 0.5, "warmup": 5}
+    config = make_config(ema=0.5, cycles=2, model_phase=phase)
     whole = Trainer(config, tmp_path / "whole", composite())
     whole.run()
     for _ in range(config.iterations):

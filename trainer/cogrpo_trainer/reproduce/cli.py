@@ -23,6 +23,9 @@ def reproduce(
         "runs/reproduce"
     ),
     model: Annotated[str, typer.Option(help="The base model.")] = "shapes",
+    preset: Annotated[
+        str, typer.Option(help="Of `cogrpo train`: what all runs begin with.")
+    ] = "shapes",
     prompts: Annotated[int, typer.Option(min=7, help="Held-out prompts of a measure.")] = 280,
     seeds: Annotated[int, typer.Option(min=1, help="At most so many of each run.")] = 3,
     scale: Annotated[
@@ -51,7 +54,7 @@ def reproduce(
     from cogrpo_trainer.reproduce.tables import rows_of
 
     console = Console(stderr=True)
-    budget = Budget(prompts=prompts, scale=scale, model=model)
+    budget = Budget(prompts=prompts, scale=scale, model=model, preset=preset)
     items = {n: limited(ITEMS[n], seeds) for n in (ITEMS if name == ALL else [name])}
     prepare(out, budget, items.values(), jobs or os.cpu_count() or 1, console.print)
     laboratory = Laboratory(out, budget, say=console.print)

@@ -19,6 +19,7 @@ import numpy as np
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.schedule import ScheduleSpec
+from cogrpo_trainer.device import best_device
 from cogrpo_trainer.measure import Scores, held_out_prompts, measure, scorers
 from cogrpo_trainer.reproduce.plan import (
     BASE,
@@ -36,6 +37,7 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
 MEASURE_SEED = 500_000
+SAMPLES_PER_PASS = {"cpu": 8, "cuda": 64}
 BATCHES_OF = {
     "model-only": "model_phase",
     "joint": "model_phase",
@@ -57,6 +59,8 @@ class Budget:
     search: int = 40
     """Candidates of a search for a schedule."""
     model: str = "shapes"
+    preset: str = "shapes"
+    """The settings of `cogrpo train` that all runs begin with."""
 
 
 class Laboratory:
@@ -68,11 +72,18 @@ class Laboratory:
         self.folder = folder
         self.budget = budget
         self.say = say
+        self.device = best_device()
 
     @cached_property
     def composite(self) -> Composite:
         """All rewards, trained on or not."""
-        return scorers(MEASURED, 600.0)
+        return scorers(MEASURED, 600.0, self.device)
+
+    def pipeline(self, checkpoint: str) -> CoGRPOPipeline:
+        """To make many pictures with."""
+        pipe = CoGRPOPipeline.from_pretrained(checkpoint, device=self.device)
+        pipe.samples_per_pass = SAMPLES_PER_PASS[self.device]
+        return pipe
 
     def saved(self, wanted: Measure) -> Scores | None:
         """The scores of a measure that was made before with the same budget and settings."""
@@ -98,10 +109,8 @@ class Laboratory:
         folder = self.checkpoint(wanted)
         schedule = self.schedule(wanted)
         self.say(f"measuring {wanted.key}")
-        pipe = CoGRPOPipeline.from_pretrained(folder)
-        pipe.samples_per_pass = 8
         found = measure(
-            pipe,
+            self.pipeline(folder),
             self.composite,
             held_out_prompts(self.budget.prompts),
             schedule=schedule,
@@ -150,7 +159,10 @@ class Laboratory:
             self.say(f"searching the {wanted.schedule} schedule")
             search = best_constant if wanted.schedule == BEST_CONSTANT else best_static
             found = search(
-                self.budget.model, self.composite, self.config("co-grpo", 0), self.budget
+                self.pipeline(self.budget.model),
+                self.composite,
+                self.config("co-grpo", 0),
+                self.budget,
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found | {"settings": settings}, indent=1))
@@ -159,7 +171,7 @@ class Laboratory:
 
     def config(self, run: str, seed: int) -> TrainConfig:
         """The settings of a run."""
-        preset = load_config("shapes", None, [f"cycles={CYCLES}"]).model_dump(mode="json")
+        preset = load_config(self.budget.preset, None, [f"cycles={CYCLES}"]).model_dump(mode="json")
         values = merged(preset, dict(RUNS[run].settings))
         values |= {"seed": seed, "model": self.budget.model, "num_inference_steps": HORIZON}
         config = TrainConfig.model_validate(values)
@@ -187,7 +199,8 @@ class Laboratory:
         if (target / "model_index.json").exists():
             return target
         config = self.config(run, seed)
-        trainer = Trainer(config, folder, make_composite(config))
+        composite = make_composite(config, self.device)
+        trainer = Trainer(config, folder, composite, device=self.device)
         self.say(f"training {run}, seed {seed}, from iteration {trainer.iteration}")
         log = folder / "iterations.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +220,7 @@ class Laboratory:
         return target
 
     def seconds(self, wanted: Measure, pictures: int = 12) -> float:
-        """Median time of one picture on one core, scheduling policy included, decoding not.
+        """Median time of one picture on the CPU, scheduling policy included, decoding not.
 
         A measured time stays, as it is of the machine that made it, until settings change.
         """

@@ -29,10 +29,8 @@ GENERATION = 10
 Score = Callable[[ScheduleSpec], float]
 
 
-def _scorer(model: str, composite: Composite, config: TrainConfig) -> tuple[Score, CoGRPOPipeline]:
+def _scorer(pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig) -> Score:
     """A function from a schedule to its score on fixed training prompts and seeds."""
-    pipe = CoGRPOPipeline.from_pretrained(model)
-    pipe.samples_per_pass = 8
     prompts = Prompts(config.prompts).draw(PROMPTS, seed=SEED, iteration=0)
 
     def rewards(schedule: ScheduleSpec) -> Mapping[str, Any]:
@@ -55,14 +53,14 @@ def _scorer(model: str, composite: Composite, config: TrainConfig) -> tuple[Scor
         ]
         return float(sum(parts))
 
-    return score, pipe
+    return score
 
 
 def best_constant(
-    model: str, composite: Composite, config: TrainConfig, budget: "Budget"
+    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig, budget: "Budget"
 ) -> dict[str, Any]:
     """Guidance, temperatures and the ratio's exponent, the same at every step, by random search."""
-    score, pipe = _scorer(model, composite, config)
+    score = _scorer(pipe, composite, config)
     defaults = pipe.checkpoint.generation
     rng = np.random.default_rng(SEED)
     steps = config.num_inference_steps
@@ -86,13 +84,13 @@ def best_constant(
 
 
 def best_static(
-    model: str, composite: Composite, config: TrainConfig, budget: "Budget"
+    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig, budget: "Budget"
 ) -> dict[str, Any]:
     """A table of actions step by step, by the cross-entropy method over residuals at four knots.
 
     It sees as many pictures as the schedule's training does.
     """
-    score, pipe = _scorer(model, composite, config)
+    score = _scorer(pipe, composite, config)
     defaults = pipe.checkpoint.generation
     steps = config.num_inference_steps
     base = build_schedule(

@@ -23,9 +23,11 @@ class Conditions:
             text for each in trajectories for text in (each.prompt, each.negative_prompt)
         )
         index = {text: i for i, text in enumerate(texts)}
-        # One by one, as the sampler does: a text's states depend on no other's.
-        states = [checkpoint.text_encoder.encode([text]) for text in texts]
+        # As the sampler does: on a CPU one by one, so that a text's states depend on no other's.
         device = checkpoint.text_encoder.device
+        every, size = list(texts), 1 if device.type == "cpu" else len(texts)
+        parts = (every[first : first + size] for first in range(0, len(every), size))
+        states = [checkpoint.text_encoder.encode(part) for part in parts]
         self.hidden_ULJ = torch.cat([each.encoder_hidden_states for each in states])
         self.pooled_UP = torch.cat([each.pooled_projections for each in states])
         self.prompt_B = torch.tensor([index[each.prompt] for each in trajectories], device=device)

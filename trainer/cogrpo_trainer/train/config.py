@@ -36,6 +36,9 @@ class Phase(Settings):
     iterations: Annotated[int, Field(ge=0)]
     """Of this phase in one cycle: N_m or N_s."""
     learning_rate: Positive
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps over which the rate rises to `learning_rate`, in equal parts. Adam's first
+    steps are the largest, whatever their gradients' noise is."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     group_size: Annotated[int, Field(ge=1)]
     """G, the samples of one prompt."""

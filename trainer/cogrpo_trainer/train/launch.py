@@ -5,13 +5,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.rewards.load import HELD_OUT, load_reward
+from cogrpo_trainer.device import best_device
 from cogrpo_trainer.measure import gains, held_out_prompts, mean, measure, scorers
 from cogrpo_trainer.train.config import ConfigError, TrainConfig
 from cogrpo_trainer.train.distributed import train_distributed
@@ -24,7 +24,7 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 def launch(config: TrainConfig, out: Path, prompts_evaluated: int) -> None:
     """Trains, or goes on, then writes `out`/checkpoint and, for the embedded world, the gain."""
     console = Console(stderr=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     composite = make_composite(config, device)
     if config.workers > 1:
         train_distributed(config, out, partial(make_composite, config, device))
@@ -84,12 +84,12 @@ def _gain(trainer: Trainer, number: int) -> dict[str, dict[str, dict[str, float]
     config = trainer.config
     prompts = held_out_prompts(number)
     names = dict.fromkeys([*config.rewards, *sorted(HELD_OUT)])
-    composite = scorers(names, config.reward_timeout_s)
+    composite = scorers(names, config.reward_timeout_s, trainer.device)
     steps = config.num_inference_steps
     pipe = CoGRPOPipeline(trainer.checkpoint, samples_per_pass=config.rollout_batch)
     with trainer.trained.swapped(trainer.average.values):
         after = measure(pipe, composite, prompts, schedule="learned", steps=steps)
-    base = CoGRPOPipeline.from_pretrained(config.model)
+    base = CoGRPOPipeline.from_pretrained(config.model, device=trainer.device)
     base.samples_per_pass = config.rollout_batch
     before = measure(base, composite, prompts, schedule="meissonic", steps=steps)
     difference = gains(after, before)

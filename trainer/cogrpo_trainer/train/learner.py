@@ -272,6 +272,7 @@ class Learner:
         fine = math.isfinite(loss) and norm <= self.config.max_gradient  # a NaN is not
         if fine and means:
             for optimizer in self.optimizers:
+                _warm_up(optimizer)
                 optimizer.step()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -280,9 +281,18 @@ class Learner:
 
 def _adam(module: nn.Module, phase: Phase, config: TrainConfig) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    group = {"params": parameters, "warmup": phase.warmup, "highest": phase.learning_rate}
     return torch.optim.AdamW(
-        parameters, lr=phase.learning_rate, betas=config.betas, weight_decay=phase.weight_decay
+        [group], lr=phase.learning_rate, betas=config.betas, weight_decay=phase.weight_decay
     )
+
+
+def _warm_up(optimizer: torch.optim.Optimizer) -> None:
+    """Sets the rate of the next step, if it is one of those over which the rate rises."""
+    done = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
+    for group in optimizer.param_groups:
+        if done < group["warmup"]:
+            group["lr"] = group["highest"] * (done + 1) / group["warmup"]
 
 
 def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:

@@ -19,6 +19,7 @@ from cogrpo_core.models.schedule_policy import SchedulePolicy, SchedulePolicyCon
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.schedule import LEARNED
 from cogrpo_core.trajectory import Trajectory
+from cogrpo_trainer.device import best_device
 from cogrpo_trainer.train.lora import merged_weights
 
 ACTOR_TIMEOUT_S = 3600.0
@@ -156,7 +157,7 @@ class _RolloutActor:
 
     def __init__(self, model: str, policy: SchedulePolicyConfig, samples_per_pass: int) -> None:
         torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         checkpoint = load_checkpoint(model, device=device)
         fresh = SchedulePolicy(policy).to(device)
         self.checkpoint = replace(checkpoint, schedule_policy=fresh)
