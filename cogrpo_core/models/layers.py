@@ -152,13 +152,13 @@ def _by_place(x: Tensor) -> Tensor:
     return parts.flatten(0, 1)
 
 
-def _heads(x: Tensor, head_dim: int) -> Tensor:
+def heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, S, D] -> [B, S, heads, head_dim]."""
     heads: Tensor = x.unflatten(-1, (-1, head_dim))
     return heads
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of [B, S, heads, head_dim]; gives [B, S, D] for the positions of q."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2).flatten(2)
@@ -183,20 +183,20 @@ class JointAttention(nn.Module):
         turn = rope[:, length:]  # the text's rotation is the identity
         q = torch.cat(
             [
-                self.norm_added_q(_heads(self.add_q_proj(text), dim)),
-                self.norm_q(_heads(self.to_q(image), dim), turn),
+                self.norm_added_q(heads(self.add_q_proj(text), dim)),
+                self.norm_q(heads(self.to_q(image), dim), turn),
             ],
             dim=1,
         )
         k = torch.cat(
             [
-                self.norm_added_k(_heads(self.add_k_proj(text), dim)),
-                self.norm_k(_heads(self.to_k(image), dim), turn),
+                self.norm_added_k(heads(self.add_k_proj(text), dim)),
+                self.norm_k(heads(self.to_k(image), dim), turn),
             ],
             dim=1,
         )
-        v = _heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1), dim)
-        text_out, image_out = _attend(q, k, v).split([length, image.shape[1]], dim=1)
+        v = heads(torch.cat([self.add_v_proj(text), self.to_v(image)], dim=1), dim)
+        text_out, image_out = attend(q, k, v).split([length, image.shape[1]], dim=1)
         return self.to_out[0](image_out), self.to_add_out(text_out)
 
 
@@ -212,9 +212,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, first: int = 0) -> Tensor:
         """What the positions from `first` on read of all positions of x [B, S, D]."""
         dim = self.head_dim
-        q = self.norm_q(_heads(self.to_q(x[:, first:]), dim), rope[:, first:])
-        k = self.norm_k(_heads(self.to_k(x), dim), rope)
-        return _attend(q, k, _heads(self.to_v(x), dim))
+        q = self.norm_q(heads(self.to_q(x[:, first:]), dim), rope[:, first:])
+        k = self.norm_k(heads(self.to_k(x), dim), rope)
+        return attend(q, k, heads(self.to_v(x), dim))
 
 
 class TwoStreamBlock(nn.Module):

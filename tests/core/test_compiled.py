@@ -13,6 +13,9 @@ from cogrpo_core.compiled import bucket, compile_steps, warm_up
 from cogrpo_core.models.transformer import Conditioning
 from cogrpo_core.pipeline import CoGRPOPipeline
 
+PIECES = 4
+"""What comes before the blocks, a block of each kind, and what comes after."""
+
 
 class Graphs:
     """A backend that counts the graphs it is given, and the rows of each call."""
@@ -60,7 +63,7 @@ def test_pictures_are_the_same_and_graphs_are_few(model_with_policy, graphs, lea
         for a, b in zip(one, other, strict=True):
             assert (a.tokens == b.tokens).all() and (a.fill_step == b.fill_step).all()
             assert abs(a.token_logprob - b.token_logprob).max() < 1e-4
-    assert graphs.made == 2  # 2 rows, and 8 of which two fill it up
+    assert graphs.made == PIECES  # for 2 rows, and for 8 of which two fill it up
 
 
 def test_warming_up_makes_all_graphs_and_another_versions_weights_need_none(model, graphs) -> None:
@@ -69,7 +72,7 @@ def test_warming_up_makes_all_graphs_and_another_versions_weights_need_none(mode
     pipe = CoGRPOPipeline(model)
     texts: Conditioning = pipe.encode("a star", 16, 16)
     warm_up(transformer, texts, (8, 8), 6)
-    assert graphs.made == 4  # 1, 2, 4, 8
+    assert graphs.made == 2 * PIECES  # for one row, and for 2, 4 and 8
     compile_steps(transformer, backend=graphs)  # a second time changes nothing
     other = copy.deepcopy(transformer)
     with torch.no_grad():
@@ -82,4 +85,4 @@ def test_warming_up_makes_all_graphs_and_another_versions_weights_need_none(mode
         first = transformer.states(*inputs).hidden
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(found, first, atol=1e-2)
-    assert graphs.made == 4
+    assert graphs.made == 2 * PIECES

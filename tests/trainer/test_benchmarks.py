@@ -9,8 +9,18 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from cogrpo_core.models import meissonic
 from cogrpo_core.pipeline import CoGRPOPipeline
-from cogrpo_trainer.benchmarks import baseline, cli, kernels, regression
+from cogrpo_trainer.benchmarks import (
+    baseline,
+    cli,
+    kernels,
+    profiles,
+    random_model,
+    random_runs,
+    regression,
+    turns,
+)
 from cogrpo_trainer.benchmarks.interleave import Timed, peak_bytes
 from cogrpo_trainer.benchmarks.learner import compare_learner
 from cogrpo_trainer.benchmarks.sampler import compare_sampler
@@ -117,3 +127,53 @@ def test_the_commands_print_one_object(
     assert json.loads(result.stdout)["bench"] == "sampler"
     result = CliRunner().invoke(app, ["sampler", "--model", "nowhere"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_a_step_of_a_random_model_is_timed_each_way() -> None:
+    seen: list[int] = []
+    with torch.compiler.set_stance("force_eager"):  # no kernels are made
+        found = turns.measure_turns(
+            "random:tiny",
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            batches=[1, 2],
+            rounds=1,
+            progress=lambda found: seen.append(len(found)),
+        )
+    assert seen == sorted(seen) and len(seen) == 4
+    for way in ("eager", "graphed", "compiled"):
+        for count in (1, 2):
+            assert found[way][count]["turn"]["seconds"] > 0
+            assert 0 < found[way][count]["states"]["share_of_matmul"] < 1
+    assert max(found["graphed"]["gap"][1], found["compiled"]["gap"][1]) < 1e-3
+
+
+def test_a_random_model_has_the_operations_of_the_public_one() -> None:
+    config = meissonic.TRANSFORMER
+    passes = random_model.pass_operations(config, (64, 64), joined=False)
+    total = passes + random_model.head_operations(config, 4096)
+    assert total == pytest.approx(1.48e12, rel=0.001)
+    with pytest.raises(ValueError, match="random:1b"):
+        random_model.random_model("random:huge", "cpu", torch.float32)
+
+
+def test_a_random_models_sampler_and_learner_are_compared() -> None:
+    made = random_model.random_model("random:tiny", "cpu", torch.float32)
+    found = random_runs.compare_random_sampler(made, steps=3, images=2, rounds=1, compiled=False)
+    assert found["alike"] and found["faster"]["wall"]["median"] > 0
+    learned = random_runs.compare_random_learner(made, steps=2, rounds=1)
+    assert learned["head_gradient_gap"] < 1e-4 and learned["memory"] < 1
+
+
+def test_kernels_are_told_apart_by_name() -> None:
+    names = {
+        "void pytorch_flash::flash_fwd_kernel<...>": "attention",
+        "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT": "matrix products",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n": "matrix products",
+        "triton_per_fused_native_layer_norm_0": "compiled elementwise",
+        "sample_kernel": "draw and re-mask",
+        "void at::native::vectorized_elementwise_kernel<4, ...>": "other elementwise",
+        "Memcpy DtoD (Device -> Device)": "copies",
+        "something": "other",
+    }
+    assert {name: profiles.kind_of(name) for name in names} == names

@@ -65,7 +65,6 @@ def test_choice_is_that_of_the_cpu(num_tokens):
 
 def test_linear_layer_has_the_gradients_of_float64(monkeypatch):
     monkeypatch.setattr(logprob, "DEVICE_CHUNK", 100 * 8192)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     leaves, rest, grad_M = linear_problem(333, 8192, 64)
     states_MD, weight_VD, bias_V = (x.cuda().requires_grad_() for x in leaves)
     value_M = ops.linear_token_logprob(states_MD, weight_VD, rest[0].cuda(), rest[1].cuda(), bias_V)

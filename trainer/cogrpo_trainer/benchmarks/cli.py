@@ -9,13 +9,18 @@ import typer
 
 from cogrpo_core.allocator import restart_with_allocator
 
-Model = Annotated[str, typer.Option(help="A folder, a Hub id or `shapes`.")]
+Model = Annotated[
+    str, typer.Option(help="A folder, a Hub id, `shapes`, or random:1b for random weights.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of torch; all cores by default.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Of all variants, one after the other.")]
 Steps = Annotated[int, typer.Option(min=2, max=256, help="Steps a picture.")]
 Images = Annotated[int, typer.Option(min=1, help="Pictures.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16 (random:...).")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+RANDOM = "random:"
 
 
 def kernels(
@@ -25,6 +30,7 @@ def kernels(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also torch.compile of each definition: minutes.")
     ] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Also other launches, on a GPU.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Time each kernel against eager torch and the device's bandwidth."""
@@ -35,7 +41,7 @@ def kernels(
 
         from cogrpo_trainer.benchmarks.kernels import compare_kernels
 
-        return compare_kernels(torch.device(device), rounds=rounds, compiled=compiled)
+        return compare_kernels(torch.device(device), rounds=rounds, compiled=compiled, tune=tune)
 
     _report("kernels", run, threads, as_json)
 
@@ -47,12 +53,21 @@ def sampler(
     steps: Steps = 16,
     images: Images = 1,
     device: Device = "cpu",
+    dtype: Dtype = "bfloat16",
+    compiled: Annotated[bool, typer.Option(help="Compiled steps (random:...).")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Time the sampler against the straightforward pipeline."""
     restart_with_allocator()
 
     def run() -> dict[str, Any]:
+        if model.startswith(RANDOM):
+            from cogrpo_trainer.benchmarks.random_runs import compare_random_sampler
+
+            made = _random(model, device, dtype)
+            return compare_random_sampler(
+                made, steps=steps, images=images, rounds=rounds, compiled=compiled
+            )
         from cogrpo_trainer.benchmarks.sampler import compare_sampler
 
         return compare_sampler(_load(model, device), steps=steps, images=images, rounds=rounds)
@@ -69,12 +84,18 @@ def learner(
     group_size: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 6,
     learner_batch: Annotated[int, typer.Option(min=1, help="Steps of the learner's pass.")] = 8,
     device: Device = "cpu",
+    dtype: Dtype = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
     """Time the gradients of a rollout against full logits, with the peak of memory."""
     restart_with_allocator()
 
     def run() -> dict[str, Any]:
+        if model.startswith(RANDOM):
+            from cogrpo_trainer.benchmarks.random_runs import compare_random_learner
+
+            made = _random(model, device, dtype)
+            return compare_random_learner(made, steps=learner_batch, rounds=rounds)
         from cogrpo_trainer.benchmarks.learner import compare_learner
 
         return compare_learner(
@@ -139,6 +160,14 @@ def check(
 
     if _report("check", run, threads, as_json)["slower"]:
         raise typer.Exit(1)
+
+
+def _random(model: str, device: str, dtype: str) -> Any:
+    import torch
+
+    from cogrpo_trainer.benchmarks.random_model import random_model
+
+    return random_model(model, device, getattr(torch, dtype))
 
 
 def _load(model: str, device: str) -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+TRIED, MOST_CALLS = 3, 1000
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -38,10 +40,17 @@ class Timed:
         return found
 
 
-def timed(variants: Mapping[str, Callable[[], object]], rounds: int) -> Timed:
-    """Every variant once to warm up and then once a round, every other round in reverse order."""
+def timed(
+    variants: Mapping[str, Callable[[], object]], rounds: int, *, at_least: float = 0.0
+) -> Timed:
+    """Every variant once to warm up and then once a round, every other round in reverse order.
+
+    What takes less than `at_least` seconds is called again and again for so long, and its time is
+    the mean: on a GPU calls queue up, and the time is the device's unless launching takes longer.
+    """
     for run in variants.values():
         run()
+    calls = {name: _calls(run, at_least) for name, run in variants.items()}
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
@@ -49,17 +58,47 @@ def timed(variants: Mapping[str, Callable[[], object]], rounds: int) -> Timed:
         for name in names:
             synchronize()
             began, began_cpu = time.perf_counter(), time.process_time()
-            variants[name]()
+            for _ in range(calls[name]):
+                variants[name]()
             synchronize()
-            wall[name].append(time.perf_counter() - began)
-            cpu[name].append(time.process_time() - began_cpu)
+            wall[name].append((time.perf_counter() - began) / calls[name])
+            cpu[name].append((time.process_time() - began_cpu) / calls[name])
     return Timed(wall, cpu)
+
+
+def _calls(run: Callable[[], object], at_least: float) -> int:
+    if not at_least:
+        return 1
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(TRIED):
+        run()
+    synchronize()
+    return max(1, min(MOST_CALLS, round(TRIED * at_least / (time.perf_counter() - began))))
 
 
 def synchronize() -> None:
     """Waits for what a GPU still has to do; a CPU's work is done when its call returns."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], object]:
+    """`run` as a CUDA graph, so that only the device's time is left. It must wait for nothing."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

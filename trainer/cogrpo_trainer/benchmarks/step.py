@@ -12,6 +12,7 @@ import torch
 import typer
 
 from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_trainer.benchmarks.random_model import PREFIX
 
 PROMPT = "a red circle left of a blue square"
 
@@ -65,15 +66,29 @@ def synchronize(device: torch.device) -> None:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A folder, a Hub id or `shapes`.")] = "shapes",
+    model: Annotated[str, typer.Option(help="A folder, Hub id, `shapes`, random:1b.")] = "shapes",
     prompt: Annotated[str, typer.Option(help="What the pictures show.")] = PROMPT,
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Steps a picture.")] = 16,
     threads: Annotated[list[int], typer.Option(min=1, help="Repeat it for several.")] = [1, 2],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1, help="Pictures a thread count.")] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    batches: Annotated[list[int], typer.Option(min=1, help="Pictures at once (random:...).")] = [  # noqa: B006
+        1,
+        4,
+        8,
+    ],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16 (random:...).")] = "bfloat16",
+    eager: Annotated[bool, typer.Option(help="Also without compiling (random:...).")] = True,
 ) -> None:
-    """Time a guided denoising step and a picture of a checkpoint."""
+    """Time a guided denoising step and a picture of a checkpoint.
+
+    With `--model random:1b` the weights are random, and the step is timed eager and compiled for
+    several numbers of pictures, as shares of the device's matrix-product rate.
+    """
+    if model.startswith(PREFIX):
+        _time_turns(model, device, batches, dtype, repeats, eager)
+        return
     try:
         pipe = CoGRPOPipeline.from_pretrained(model, device=device)
         timings = [
@@ -91,6 +106,27 @@ def main(
     print("threads  ms a step  ms a picture")
     for timing in timings:
         print(f"{timing.threads:7d}  {timing.step_ms:9.1f}  {timing.picture_ms:12.1f}")
+
+
+def _time_turns(
+    model: str, device: str, batches: list[int], dtype: str, repeats: int, eager: bool
+) -> None:
+    from cogrpo_trainer.benchmarks.turns import measure_turns
+
+    try:
+        found = measure_turns(
+            model,
+            device=torch.device(device),
+            dtype=getattr(torch, dtype),
+            batches=batches,
+            rounds=repeats,
+            eager=eager,
+            progress=lambda found: print(json.dumps(found), file=sys.stderr, flush=True),
+        )
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
