@@ -146,12 +146,13 @@ def _draw(device: torch.device, rows: int, codes: int, dtype: torch.dtype) -> Ca
         lambda: sample.sample_tokens(logits, tau, uniform),
         logits.nbytes + 24 * rows,
         launches={
-            f"{warps} warps": lambda _, warps=warps: {  # type: ignore[misc]
-                "BLOCKS": padded // 128,
-                "BLOCK": 128,
+            f"{warps} warps, {blocks} blocks": lambda _, warps=warps, blocks=blocks: {  # type: ignore[misc]
+                "BLOCKS": blocks,
+                "BLOCK": padded // blocks,
                 "num_warps": warps,
             }
-            for warps in (4, 8, 16)
+            for warps, blocks in ((4, 8), (8, 8), (4, 64), (8, 64), (16, 64))
+            if blocks < padded
         },
         tile="cogrpo_core.kernels.sample_triton",
     )
