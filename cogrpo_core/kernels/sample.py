@@ -40,12 +40,17 @@ def sample_tokens(logits_MV: Tensor, sample_temperature_M: Tensor, uniform_M: Te
 def _draw(logits_MV: Tensor, temperature_M: Tensor, uniform_M: Tensor) -> Draw:
     logits_MV = logits_MV.float()
     shifted_MV = logits_MV - logits_MV.amax(dim=-1, keepdim=True)
-    tempered_MV = shifted_MV / temperature_M[:, None]
-    cumulated_MV = tempered_MV.exp().cumsum(dim=-1)
+    plain_MV, tempered_MV = shifted_MV.exp(), shifted_MV
+    weight_MV = plain_MV
+    # To look at temperatures costs nothing on a CPU; elsewhere the host would wait.
+    if temperature_M.device.type != "cpu" or not bool((temperature_M == 1).all()):
+        tempered_MV = shifted_MV / temperature_M[:, None]
+        weight_MV = tempered_MV.exp()
+    cumulated_MV = weight_MV.cumsum(dim=-1)
     total_M1 = cumulated_MV[:, -1:]
     token_M1 = torch.searchsorted(cumulated_MV, uniform_M[:, None] * total_M1)
     token_M1 = token_M1.clamp_(max=logits_MV.shape[-1] - 1)  # acts only on rows with NaN
     logprob_M1 = tempered_MV.gather(-1, token_M1) - total_M1.log()
-    plain_M1 = shifted_MV.exp().sum(dim=-1, keepdim=True)
+    plain_M1 = plain_MV.sum(dim=-1, keepdim=True)
     confidence_M1 = shifted_MV.gather(-1, token_M1) - plain_M1.log()
     return Draw(token_M1[:, 0], logprob_M1[:, 0], confidence_M1[:, 0])

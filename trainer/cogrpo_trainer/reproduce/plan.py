@@ -124,6 +124,18 @@ def _step_rows() -> dict[str, list[Measure]]:
     return rows
 
 
+FEW_STEPS = STEP_COUNTS[:3]
+
+
+def _few_step_rows() -> dict[str, list[Measure]]:
+    rows: dict[str, list[Measure]] = {}
+    for steps in FEW_STEPS:
+        rows[f"base, {steps} steps"] = [Measure(steps=steps)]
+        rows[f"Naive GRPO, {steps} steps"] = of_seeds("naive", steps=steps)
+        rows[f"Co-GRPO, {steps} steps"] = of_seeds("co-grpo", steps=steps)
+    return rows
+
+
 ITEMS: dict[str, Item] = {
     item.name: item
     for item in (
@@ -209,6 +221,13 @@ ITEMS: dict[str, Item] = {
             MAIN,
             {"base": "MPS 13.47, CLIP 31.94", "Co-GRPO": "MPS 14.05, CLIP 32.35"},
             ("shapes-judge",),
+        ),
+        Item(
+            "few-steps",
+            "What the schedule adds at fewer steps than were trained (not in the paper)",
+            _few_step_rows(),
+            {},
+            ("shapes-align", "shapes-quality", "checker", "shapes-judge"),
         ),
         Item(
             "steps",
