@@ -20,6 +20,7 @@ from cogrpo_trainer.reproduce.plan import (
     HORIZON,
     ITEMS,
     MORE_STEPS,
+    STEP_COUNTS,
     Measure,
     of_seeds,
 )
@@ -52,7 +53,7 @@ def _gain(measures: Iterable[Measure], steps: int = HORIZON, weight: float = 1.0
 def claims() -> list[Claim]:
     """Those of the paper's section 5, as far as its tables have them."""
     base, naive, best = [Measure()], of_seeds("naive"), of_seeds("co-grpo")
-    few, many = 2, MORE_STEPS[0]
+    few, many = STEP_COUNTS[0], MORE_STEPS[0]
     found = [Claim("Naive GRPO is above the base", c, _above(naive, base)) for c in ALL]
     found += [Claim("Co-GRPO is above Naive GRPO", c, _above(best, naive)) for c in ALL]
     found += [Claim("Co-GRPO is above the base", c, _above(best, base)) for c in ALL]
@@ -72,7 +73,7 @@ def claims() -> list[Claim]:
         *_gain(of_seeds("co-grpo", steps=many), many, -1.0),
     )
     found += [Claim(f"the gain at {few} steps is above that at {many}", c, gains) for c in TRAINED]
-    for fewer, of_base in ((2, HORIZON), (HORIZON, MORE_STEPS[-1])):
+    for fewer, of_base in ((few, HORIZON), (HORIZON, MORE_STEPS[-1])):
         reached = _above(of_seeds("co-grpo", steps=fewer), [Measure(steps=of_base)])
         text = f"Co-GRPO at {fewer} steps is above the base at {of_base}"
         found += [Claim(text, c, reached) for c in ALL]

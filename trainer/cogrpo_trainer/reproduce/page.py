@@ -27,7 +27,7 @@ why a row did not come out, is in [training.md](training.md#what-came-out).
 NOTE = "Made by `{command}` at commit {commit}{budget}.\n"
 STEPS = (
     f"T = {HORIZON} stands for the paper's 48 steps, and {', '.join(map(str, STEP_COUNTS))} for "
-    "its 8, 16, 32, 48, 64."
+    "its 16, 32, 48, 64."
 )
 
 
