@@ -44,7 +44,7 @@ def test_the_improved_model_ships_too() -> None:
     """`shapes-cogrpo`: the same words and codes, other blocks, and a schedule of its own."""
     base, improved = (CoGRPOPipeline.from_pretrained(name) for name in ("shapes", "shapes-cogrpo"))
     made = improved("two red stars", seed=3).trajectories[0]
-    assert (made.schedule, len(made.actions)) == ("learned", 4)
+    assert (made.schedule, len(made.actions)) == ("learned", 3)
     assert improved.checkpoint.fingerprint != base.checkpoint.fingerprint
     for part in ("vqvae", "text_encoder"):
         before, after = (getattr(pipe.checkpoint, part).state_dict() for pipe in (base, improved))

@@ -134,7 +134,8 @@ def test_ratios_are_one_at_the_first_update(make_config, tmp_path):
 def test_the_rate_rises_over_the_warm_up(make_config, tmp_path):
     trainer = Trainer(make_config(cycles=3, model_phase={"warmup": 3}), tmp_path, composite())
     (optimizer,) = trainer.learners["model"].optimizers
-    full, rates = trainer.config.model_phase.learning_rate, []
+    full = trainer.config.model_phase.learning_rate
+    rates: list[float] = []
     while len(rates) < 5:
         if trainer.step().place.part == "model":
             rates.append(optimizer.param_groups[0]["lr"])
