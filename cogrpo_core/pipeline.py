@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from cogrpo_core import inputs
-from cogrpo_core.ahead import on_device
 from cogrpo_core.denoise import SAMPLER_VERSION, denoise, start_samples
 from cogrpo_core.images import decode_tokens
 from cogrpo_core.inputs import MAX_IMAGES, PipelineInputError
@@ -270,31 +269,28 @@ class CoGRPOPipeline:
     def condition(self, jobs: Sequence[Job]) -> tuple[Conditioning, Conditioning]:
         """The constant work of jobs: conditional and unconditional conditioning, a row for each.
 
-        Each different text is encoded once; on a CPU by itself, so that its states depend on no
-        other.
+        Each different text is encoded once and by itself, so that its states depend on no other.
         """
-        texts = [(job.prompt, job.height, job.width) for job in jobs]
-        texts += [(job.negative_prompt, job.height, job.width) for job in jobs]
-        place = {key: i for i, key in enumerate(dict.fromkeys(texts))}
-        keys, size = list(place), 1 if self.device.type == "cpu" else len(place)
-        rows = Conditioning.cat(
-            [self._encode(keys[first : first + size]) for first in range(0, len(keys), size)]
+        rows: dict[tuple[str, int, int], Conditioning] = {}
+        for job in jobs:
+            for text in (job.prompt, job.negative_prompt):
+                key = (text, job.height, job.width)
+                if key not in rows:
+                    rows[key] = self.encode(*key)
+        return (
+            Conditioning.cat([rows[job.prompt, job.height, job.width] for job in jobs]),
+            Conditioning.cat([rows[job.negative_prompt, job.height, job.width] for job in jobs]),
         )
-        both = on_device([place[key] for key in texts], self.device).chunk(2)
-        return rows.select(both[0]), rows.select(both[1])
-
-    def encode(self, text: str, height: int, width: int) -> Conditioning:
-        """The conditioning, one row, of a text for pictures of a size."""
-        return self._encode([(text, height, width)])
 
     @torch.no_grad()
-    def _encode(self, keys: Sequence[tuple[str, int, int]]) -> Conditioning:
-        states = self.checkpoint.text_encoder.encode([text for text, _, _ in keys])
-        micro = [[float(w), float(h), 0.0, 0.0, AESTHETIC_SCORE] for _, h, w in keys]
+    def encode(self, text: str, height: int, width: int) -> Conditioning:
+        """The conditioning, one row, of a text for pictures of a size."""
+        states = self.checkpoint.text_encoder.encode([text])
+        micro = [float(width), float(height), 0.0, 0.0, AESTHETIC_SCORE]
         return self.checkpoint.transformer.condition(
             states.encoder_hidden_states,
             states.pooled_projections,
-            torch.tensor(micro, device=self.device),
+            torch.tensor([micro], device=self.device),
         )
 
     def decode(self, trajectories: Sequence[Trajectory]) -> list[Image.Image]:
