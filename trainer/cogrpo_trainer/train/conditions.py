@@ -23,7 +23,7 @@ class Conditions:
             text for each in trajectories for text in (each.prompt, each.negative_prompt)
         )
         index = {text: i for i, text in enumerate(texts)}
-        # As the sampler does: on a CPU one by one, so that a text's states depend on no other's.
+        # On a CPU one by one, as the sampler does: a text's states depend on no other's.
         device = checkpoint.text_encoder.device
         every, size = list(texts), 1 if device.type == "cpu" else len(texts)
         parts = (every[first : first + size] for first in range(0, len(every), size))
