@@ -53,22 +53,24 @@ def _text_encoder() -> TextEncoder:
     return TextEncoder.fresh(config, tokenizer)
 
 
+TRANSFORMER = TransformerConfig(
+    num_layers=1,
+    num_single_layers=1,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    joint_attention_dim=24,
+    pooled_projection_dim=32,
+    axes_dims_rope=(4, 6, 6),
+    vocab_size=40,
+    codebook_size=32,
+    downsample=True,
+    upsample=True,
+)
+
+
 def _transformer() -> MeissonicTransformer:
     """Not as fresh: a fresh one's blocks are the identity, so nothing would depend on the text."""
-    config = TransformerConfig(
-        num_layers=1,
-        num_single_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        joint_attention_dim=24,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6),
-        vocab_size=40,
-        codebook_size=32,
-        downsample=True,
-        upsample=True,
-    )
-    transformer = MeissonicTransformer(config)
+    transformer = MeissonicTransformer(TRANSFORMER)
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

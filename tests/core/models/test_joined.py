@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from cogrpo_core.models.config import TransformerConfig
 from cogrpo_core.models.joined import JoinedSteps
 from cogrpo_core.models.transformer import MeissonicTransformer
+from tests.core.conftest import TRANSFORMER
 
 
 def plain(piece: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,19 +18,9 @@ def plain(piece: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def transformer(*, layers: tuple[int, int] = (2, 3), downsample: bool = True):
-    config = TransformerConfig(
-        num_layers=layers[0],
-        num_single_layers=layers[1],
-        num_attention_heads=2,
-        attention_head_dim=16,
-        joint_attention_dim=24,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6),
-        vocab_size=40,
-        codebook_size=32,
-        downsample=downsample,
-        upsample=downsample,
-    )
+    sizes = {"num_layers": layers[0], "num_single_layers": layers[1]}
+    halved = {"downsample": downsample, "upsample": downsample}
+    config = TRANSFORMER.model_copy(update=sizes | halved)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MeissonicTransformer(config).eval().requires_grad_(False)

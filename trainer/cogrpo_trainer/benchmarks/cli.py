@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cogrpo_core.allocator import restart_with_allocator
+from cogrpo_core.cli import torch_type
 
 Model = Annotated[
     str, typer.Option(help="A folder, a Hub id, `shapes`, or random:1b for random weights.")
@@ -163,11 +164,9 @@ def check(
 
 
 def _random(model: str, device: str, dtype: str) -> Any:
-    import torch
-
     from cogrpo_trainer.benchmarks.random_model import random_model
 
-    return random_model(model, device, getattr(torch, dtype))
+    return random_model(model, device, torch_type(dtype))
 
 
 def _load(model: str, device: str) -> Any:

@@ -77,10 +77,11 @@ def _calls(run: Callable[[], object], at_least: float) -> int:
     return max(1, min(MOST_CALLS, round(TRIED * at_least / (time.perf_counter() - began))))
 
 
-def synchronize() -> None:
-    """Waits for what a GPU still has to do; a CPU's work is done when its call returns."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def synchronize(device: torch.device | None = None) -> None:
+    """Waits for what a GPU, the present one by default, still has to do; a CPU's work is done when
+    its call returns."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        torch.cuda.synchronize(device)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from cogrpo_core.cli import torch_type
 from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_trainer.benchmarks.interleave import synchronize
 from cogrpo_trainer.benchmarks.random_model import PREFIX
 
 PROMPT = "a red circle left of a blue square"
@@ -57,12 +59,6 @@ def time_pictures(
     finally:
         torch.set_num_threads(before)
     return Timing(threads, statistics.median(step_ms), statistics.median(picture_ms))
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for work that a GPU still has; what runs on the CPU is done when its call returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main(
@@ -117,7 +113,7 @@ def _time_turns(
         found = measure_turns(
             model,
             device=torch.device(device),
-            dtype=getattr(torch, dtype),
+            dtype=torch_type(dtype),
             batches=batches,
             rounds=repeats,
             eager=eager,

@@ -1,8 +1,8 @@
 """One guided step of a model with random weights: how long, how near to the matrix-product rate.
 
 Eager, as CUDA graphs of torch's own kernels, and compiled (compiled.py), for several numbers of
-pictures. The step is one in the middle of
-48: the forward passes, guidance, head, draw and re-mask, but not text or decoding.
+pictures. The step is one in the middle of 48: the forward passes, guidance, head, draw and re-mask,
+but not text or decoding.
 """
 
 import time
