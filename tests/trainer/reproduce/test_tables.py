@@ -14,6 +14,7 @@ from cogrpo_trainer.reproduce.plan import (
     BASE,
     BEST_CONSTANT,
     BEST_STATIC,
+    HORIZON,
     ITEMS,
     RUNS,
     Measure,
@@ -133,9 +134,10 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     small = Laboratory(tmp_path, Budget(scale=0.5)).config("co-grpo", 0)
     assert small.schedule_phase.iterations == round(base.schedule_phase.iterations / 2)
     assert small.model_phase.iterations == round(base.model_phase.iterations / 2)
-    later = laboratory.config("naive-later", 0)
-    assert 0 not in later.model_phase.steps
-    assert later.iterations == laboratory.config("naive", 0).iterations
+    sampled = laboratory.config("naive-third", 0)
+    assert sampled.model_phase.step_share * HORIZON == pytest.approx(1)
+    assert sampled.model_phase.trained_steps(HORIZON) == list(range(HORIZON))
+    assert sampled.iterations == laboratory.config("naive", 0).iterations
 
 
 def test_what_other_settings_made_is_known_by_its_digest(tmp_path):

@@ -10,7 +10,9 @@ import torch
 
 from cogrpo_core.grpo.batch import all_steps
 from cogrpo_trainer.benchmarks import signal
-from cogrpo_trainer.train.config import ConfigError, TrainConfig, load_config
+from cogrpo_trainer.train.config import ConfigError, Part, TrainConfig, load_config
+from cogrpo_trainer.train.fleet import Fleet
+from cogrpo_trainer.train.learner import Learner
 from cogrpo_trainer.train.lora import BLOCKS
 from cogrpo_trainer.train.run import Trainer, place_of
 from tests.trainer.train.conftest import composite
@@ -56,6 +58,44 @@ def test_steps_are_named_from_both_ends(
 
 def test_where_no_named_step_is_all_are_trained(make_config: MakeConfig) -> None:
     assert make_config(model_phase={"steps": [7]}).model_phase.trained_steps(3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_jointly_each_part_learns_from_its_own_steps(
+    make_config: MakeConfig, tmp_path: Path, keep: bool
+) -> None:
+    """At the first update all ratios are 1, so the gradients are those of the phases alone."""
+    config = make_config(
+        mode="joint",
+        model_phase={"steps": [0], "batch_size": 8, "ratio": "geometric_mean"},
+        schedule_phase={"keep_features": keep},
+    )
+    trainer = Trainer(config, tmp_path, composite())
+    found = trainer.collect(place_of(config, 0))
+    assert (found.batch.features_BTDhw is not None) is keep
+    transformer, policy = trainer.checkpoint.transformer, trainer.checkpoint.schedule_policy
+    assert policy is not None
+    modules: dict[Part, torch.nn.Module] = {"model": transformer, "schedule": policy}
+
+    def gradients(learner: Learner, wanted: Part) -> tuple[int, torch.Tensor]:
+        for module in modules.values():
+            module.zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        sample, step = learner._chosen(found.batch, found.valid_B, generator)
+        learner.accumulate(found.batch, sample, step, found.advantage_B, found.conditions)
+        flat = [w.grad.flatten() for w in modules[wanted].parameters() if w.grad is not None]
+        return len(sample), torch.cat(flat)
+
+    joint = trainer.learners["joint"]
+    for part in modules:
+        alone = Learner(part, transformer, policy, config, Fleet())
+        steps, expected = gradients(alone, part)
+        all_of_them, mine = gradients(joint, part)
+        assert expected.abs().max() > 0
+        assert all_of_them == 3 * steps if part == "model" else all_of_them == steps
+        # Each is a mean over the steps of its learner.
+        difference = (mine * all_of_them - expected * steps).abs().max()
+        assert difference < 1e-4 * float((expected * steps).abs().max())
 
 
 def test_blocks_alone_move(make_config: MakeConfig, tmp_path: Path) -> None:

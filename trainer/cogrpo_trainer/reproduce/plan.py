@@ -39,9 +39,10 @@ class Run:
 def _runs() -> Iterable[Run]:
     yield Run("co-grpo", 3)
     yield Run("naive", 3, {"mode": "model-only"})
-    yield Run("joint", 3, {"mode": "joint", "model_phase": {"steps": []}})
-    for name, steps in (("all", []), ("later", [1, 2, 3])):
-        yield Run(f"naive-{name}", 2, {"mode": "model-only", "model_phase": {"steps": steps}})
+    yield Run("joint", 3, {"mode": "joint"})
+    for name, share in (("all", 1.0), ("third", 1 / 3)):
+        steps = {"steps": [], "step_share": share}
+        yield Run(f"naive-{name}", 2, {"mode": "model-only", "model_phase": steps})
     for count in (1, 2, 3):
         chosen = ACTION_ORDER[:count]
         yield Run(f"actions-{count}", 2, {"schedule_phase": {"actions": list(chosen)}})
@@ -205,7 +206,11 @@ ITEMS: dict[str, Item] = {
             "table-5c",
             "Cycles",
             {"0 cycles": BASE_AT_T}
-            | {f"{c} cycles": of_seeds("co-grpo", c) for c in range(1, CYCLES + 1)},
+            | {f"{c} cycles": of_seeds("co-grpo", c) for c in range(1, CYCLES + 1)}
+            | {
+                f"Naive GRPO with the pictures of {c}": of_seeds("naive", c)
+                for c in range(1, CYCLES + 1)
+            },
             dict(zip([f"{c} cycles" for c in range(4)], ["0.942", "1.067", "1.093", "1.122"])),
         ),
         Item(
@@ -234,8 +239,8 @@ ITEMS: dict[str, Item] = {
             {
                 "base": BASE_AT_T,
                 "the first": of_seeds("naive"),
+                "a third, at random": of_seeds("naive-third"),
                 "all": of_seeds("naive-all"),
-                "all but the first": of_seeds("naive-later"),
             },
             {"all": "the paper's"},
         ),

@@ -114,7 +114,8 @@ class TrainConfig(Settings):
     """The checkpoint to begin with: an embedded name, a folder or a Hub id."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     mode: Mode = "alternate"
-    """`joint` trains both parts at once, `model-only` is Naive GRPO."""
+    """`joint` trains both parts at once, each at the steps of its own phase, in batches of the
+    model's; `model-only` is Naive GRPO."""
     cycles: Count = 3
     num_inference_steps: Annotated[int, Field(ge=1, le=256)] = 48
     """T of the rollouts."""

@@ -73,12 +73,15 @@ class Loss(nn.Module):
         self.parts = (transformer, policy, reference)
 
     def forward(
-        self, steps: Steps, advantage_M: Tensor, conditions: Conditions
+        self, steps: Steps, advantage_M: Tensor, conditions: Conditions, model: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over steps of -surrogate + beta KL, and sums of what there is to watch."""
+        """The sum over steps of -surrogate + beta KL, and sums of what there is to watch.
+
+        `model` is whether the model's part is trained at these steps.
+        """
         transformer, policy, reference = self.parts
         config = self.config
-        if self.part == "schedule":
+        if not model:
             features = steps.features_MDhw
             if features is None:
                 with torch.no_grad():
@@ -210,9 +213,9 @@ class Learner:
         """The steps of trajectories with a signal that the phase trains on."""
         sample_S, step_S = all_steps(batch)
         keep_S = valid_B[sample_S]
-        inside_BT = torch.zeros(batch.action_logprob_BT.shape, dtype=torch.bool)
-        for row, num_steps in zip(inside_BT, batch.num_steps_B.tolist(), strict=True):
-            row[self.phase.trained_steps(num_steps)] = True
+        inside_BT = steps_of(self.phase, batch)
+        if self.part == "joint":
+            inside_BT = inside_BT | steps_of(self.config.schedule_phase, batch)
         if self.phase.step_share < 1:
             rank_BT = torch.rand(inside_BT.shape, generator=generator)
             rank_BT = rank_BT.masked_fill(~inside_BT, 2.0).argsort(1).argsort(1)
@@ -237,19 +240,20 @@ class Learner:
         count = self.fleet.sum(float(len(sample_M)))
         # Data-parallel workers average their gradients; each gives its sum over the whole count.
         scale = self.fleet.world / max(count, 1.0)
-        parts = passes_of(batch, sample_M, step_M, conditions, self.config.learner_batch)
+        parts = self._passes(batch, sample_M, step_M, conditions)
         passes = self.fleet.max(len(parts))
+        nothing = sample_M.new_zeros(1), self.part != "schedule"
         total: dict[str, float] = {}
         loss_sum = 0.0
         for number in range(passes):
             # Learners take part in as many passes as the busiest one: what is left of them is idle.
             idle = number >= len(parts)
-            rows = sample_M.new_zeros(1) if idle else parts[number]
+            rows, model = nothing if idle else parts[number]
             chosen = (rows, rows) if idle else (sample_M[rows], step_M[rows])
             steps = pick_steps(batch, *chosen, self.mask_token_id)
             with without_sync(self.module, number + 1 < passes):
                 advantage_M = advantage_B[steps.sample_M] * steps.weight_M
-                loss, watched = self.module(steps, advantage_M, conditions)
+                loss, watched = self.module(steps, advantage_M, conditions, model)
                 loss = loss * (0.0 if idle else scale)
                 loss.backward()
             loss_sum += float(loss.detach())
@@ -257,6 +261,28 @@ class Learner:
                 total[name] = total.get(name, 0.0) + (0.0 if idle else float(value))
         means = {name: self.fleet.sum(value) / max(count, 1.0) for name, value in total.items()}
         return self.fleet.sum(loss_sum) / self.fleet.world, means
+
+    def _passes(
+        self, batch: TrajectoryBatch, sample_M: Tensor, step_M: Tensor, conditions: Conditions
+    ) -> list[tuple[Tensor, bool]]:
+        """Indices of the steps of each pass, and whether the model's part is trained there.
+
+        Jointly, steps that the model does not learn from are apart and come first: data-parallel
+        learners exchange gradients in the last pass, which must have all of them.
+        """
+        if self.part == "schedule":
+            model_M = torch.zeros_like(sample_M, dtype=torch.bool)
+        else:
+            model_M = steps_of(self.phase, batch).to(sample_M.device)[sample_M, step_M]
+        parts: list[tuple[Tensor, bool]] = []
+        for model in (False, True):
+            rows = (model_M == model).nonzero()[:, 0]
+            if len(rows):
+                cut = passes_of(
+                    batch, sample_M[rows], step_M[rows], conditions, self.config.learner_batch
+                )
+                parts += [(rows[index], model) for index in cut]
+        return parts
 
     def _update(
         self,
@@ -299,6 +325,14 @@ def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:
     """Scales gradients down to a norm of `largest`; gives the norm before."""
     norm = nn.utils.clip_grad_norm_(parameters, largest)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def steps_of(phase: Phase, batch: TrajectoryBatch) -> Tensor:
+    """Which steps of each trajectory a phase trains on, [B,T]."""
+    inside_BT = torch.zeros(batch.action_logprob_BT.shape, dtype=torch.bool)
+    for row, num_steps in zip(inside_BT, batch.num_steps_B.tolist(), strict=True):
+        row[phase.trained_steps(num_steps)] = True
+    return inside_BT
 
 
 def passes_of(

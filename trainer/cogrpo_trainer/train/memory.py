@@ -61,8 +61,8 @@ def memory_plan(checkpoint: Checkpoint, config: TrainConfig, trained: int) -> Me
     }
     if config.kl_weight:
         parts["reference model of the KL"] = weights
-    phase = config.schedule_phase
-    if phase.keep_features:
+    if config.schedule_phase.keep_features:
+        phase = config.model_phase if config.mode == "joint" else config.schedule_phase
         steps = phase.batch_size * config.num_inference_steps
         parts["what the policy read in a rollout"] = steps * inner * model.dim * FLOAT
     return MemoryPlan(parts)

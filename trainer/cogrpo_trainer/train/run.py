@@ -273,7 +273,7 @@ class Trainer:
             tuple(seeds[mine]),
             config.num_inference_steps,
             explore=place.part != "model",
-            keep_features=place.part == "schedule" and config.schedule_phase.keep_features,
+            keep_features=place.part != "model" and config.schedule_phase.keep_features,
         )
 
     def _sampler(self) -> Sampler:
