@@ -49,6 +49,10 @@ def generate(
     scale_up: Annotated[
         int, typer.Option(help="Write every pixel this many times as large.", min=1, max=16)
     ] = 1,
+    decode_tile: Annotated[
+        int | None,
+        typer.Option(min=8, help="Decode larger pictures in tiles of so many tokens a side."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")
     ] = None,
@@ -63,6 +67,7 @@ def generate(
 
     height, width = _size(size)
     pipe = CoGRPOPipeline.from_pretrained(model, dtype=torch_type(dtype), device=_device(device))
+    pipe.decode_tile = decode_tile
     jobs = pipe.plan(
         prompt,
         negative_prompt=negative_prompt,

@@ -15,32 +15,55 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cogrpo_core.models.vqvae import vq_config
+from cogrpo_core.tiles import decode_in_tiles
 from cogrpo_core.trajectory import Trajectory
 
 
 @torch.no_grad()
 def decode_tokens(
-    vqvae: VQModel, tokens_BN: Tensor, grid: tuple[int, int], *, images_per_pass: int = 1
+    vqvae: VQModel,
+    tokens_BN: Tensor,
+    grid: tuple[int, int],
+    *,
+    images_per_pass: int = 1,
+    tile: int | None = None,
 ) -> list[Image.Image]:
-    """RGB pictures of tokens [B,N] on a grid (rows, columns), a few at a time to bound memory."""
+    """RGB pictures of tokens [B,N] on a grid (rows, columns), a few at a time to bound memory.
+
+    Larger ones than `tile` tokens a side are decoded in tiles.
+    """
     config = vq_config(vqvae)
     latent_size = config.vq_embed_dim or config.latent_channels
+
+    def decode(part_BHW: Tensor) -> Tensor:
+        shape = (*part_BHW.shape, latent_size)
+        pixels: Tensor = vqvae.decode(
+            part_BHW.flatten(1), force_not_quantize=True, shape=shape
+        ).sample
+        return pixels.float()
+
     images: list[Image.Image] = []
     for part_BN in tokens_BN.split(images_per_pass):
-        shape = (len(part_BN), *grid, latent_size)
-        pixels = vqvae.decode(part_BN.to(vqvae.device), force_not_quantize=True, shape=shape).sample
-        bytes_BHWC = pixels.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+        tokens_BHW = part_BN.to(vqvae.device).unflatten(1, grid)
+        pixels = decode_in_tiles(decode, tokens_BHW, tile or max(grid))
+        bytes_BHWC = pixels.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
         images += [Image.fromarray(np.asarray(image)) for image in bytes_BHWC.cpu().numpy()]
     return images
 
 
 def decode_unfinished(
-    vqvae: VQModel, tokens_N: Tensor, grid: tuple[int, int], *, mask_token_id: int, max_side: int
+    vqvae: VQModel,
+    tokens_N: Tensor,
+    grid: tuple[int, int],
+    *,
+    mask_token_id: int,
+    max_side: int,
+    tile: int | None = None,
 ) -> Image.Image:
     """The picture of what is known of tokens [N], gray where they are masks, at most `max_side`."""
     masked_HW = (tokens_N == mask_token_id).view(grid)
     known_1N = tokens_N.masked_fill(tokens_N == mask_token_id, 0)[None]
-    (image,) = decode_tokens(vqvae, known_1N, grid)
+    (image,) = decode_tokens(vqvae, known_1N, grid, tile=tile)
     unknown = Image.fromarray(masked_HW.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
     image.paste((128, 128, 128), mask=unknown)
     image.thumbnail((max_side, max_side))

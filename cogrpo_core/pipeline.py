@@ -76,7 +76,8 @@ class CoGRPOPipeline:
 
     `policy_version` is stamped on every trajectory. `samples_per_pass` bounds the images of one
     forward pass: 1 on a CPU, where a sample then is the same to the bit in every batch, and 8 on an
-    accelerator, where batches pay and float ties can differ.
+    accelerator, where batches pay and float ties can differ. Pictures of more than `decode_tile`
+    tokens a side are decoded in tiles (tiles.py); None decodes each as a whole.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class CoGRPOPipeline:
         *,
         policy_version: str = "base",
         samples_per_pass: int | None = None,
+        decode_tile: int | None = None,
     ) -> None:
         codes = checkpoint.transformer.config.codebook_size
         if codes > MAX_CODES:
@@ -95,6 +97,7 @@ class CoGRPOPipeline:
         self.policy_version = policy_version
         self.device = next(checkpoint.transformer.parameters()).device
         self.samples_per_pass = samples_per_pass or (1 if self.device.type == "cpu" else 8)
+        self.decode_tile = decode_tile
 
     @property
     def origin(self) -> Origin:
@@ -296,11 +299,10 @@ class CoGRPOPipeline:
     def decode(self, trajectories: Sequence[Trajectory]) -> list[Image.Image]:
         """The pictures of trajectories; as many at a time as a forward pass has samples."""
         images: list[Image.Image] = []
+        vqvae, size, tile = self.checkpoint.vqvae, self.samples_per_pass, self.decode_tile
         for grid, group in groupby(trajectories, lambda each: (each.grid_height, each.grid_width)):
             tokens_BN = torch.from_numpy(np.stack([each.tokens for each in group]))
-            images += decode_tokens(
-                self.checkpoint.vqvae, tokens_BN, grid, images_per_pass=self.samples_per_pass
-            )
+            images += decode_tokens(vqvae, tokens_BN, grid, images_per_pass=size, tile=tile)
         return images
 
     def replay(

@@ -291,6 +291,7 @@ def load_tried(
         load_version(registry, version, base.checkpoint, resident=resident),
         policy_version=version,
         samples_per_pass=base.samples_per_pass,
+        decode_tile=base.decode_tile,
     )
     if base.checkpoint.transformer.fixed_shapes:
         compile_steps(pipeline.checkpoint.transformer)

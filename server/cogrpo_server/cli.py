@@ -29,6 +29,10 @@ def serve(
         bool,
         typer.Option("--compile", help="Steps as compiled graphs: the first start takes minutes."),
     ] = False,
+    decode_tile: Annotated[
+        int | None,
+        typer.Option(min=8, help="Decode larger pictures in tiles of so many tokens a side."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=256, help="CPU threads of an engine; all cores by default."),
@@ -97,6 +101,7 @@ def serve(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         dtype=dtype,
         compiled=compiled,
+        decode_tile=decode_tile,
         single_process=single_process,
         threads=threads or max(1, len(os.sched_getaffinity(0)) // max(replicas, max_replicas or 1)),
         replicas=replicas,

@@ -302,13 +302,15 @@ class Engine:
         from cogrpo_core.images import decode_unfinished, encode_png
 
         assert self._core is not None
-        checkpoint = self._core.serving.champion.checkpoint  # all versions have its decoder
+        pipeline = self._core.serving.champion  # all versions have its decoder
+        checkpoint = pipeline.checkpoint
         image = decode_unfinished(
             checkpoint.vqvae,
             tokens,
             grid,
             mask_token_id=checkpoint.transformer.config.mask_token_id,
             max_side=PREVIEW_SIDE,
+            tile=pipeline.decode_tile,
         )
         return encode_png(image)
 

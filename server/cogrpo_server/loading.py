@@ -42,7 +42,7 @@ def load_pipeline(settings: Settings, device: str) -> "CoGRPOPipeline":
         raise LoadError(str(error)) from error
     if Path(settings.model).is_dir():  # callers learn the model's name, not its place
         checkpoint = replace(checkpoint, name=Path(settings.model).resolve().name)
-    pipeline = CoGRPOPipeline(checkpoint)
+    pipeline = CoGRPOPipeline(checkpoint, decode_tile=settings.decode_tile)
     if settings.compiled:
         _compile(pipeline, settings)
     pipeline("a warm-up picture", num_inference_steps=2, seed=0)

@@ -34,6 +34,9 @@ class Settings(BaseModel):
         default=None, description="Of the weights; None is float32 on a CPU, else bfloat16."
     )
     compiled: bool = Field(default=False, description="Steps as compiled graphs.")
+    decode_tile: int | None = Field(
+        default=None, ge=8, description="Tokens a side of what is decoded at once."
+    )
     single_process: bool = Field(default=False, description="uvicorn here in place of Ray Serve.")
     threads: int = Field(default=1, ge=1, le=256)
     redis_url: SecretStr | None = None

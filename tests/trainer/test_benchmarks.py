@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from cogrpo_core.models import meissonic
+from cogrpo_core.models.vqvae import vq_config
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.benchmarks import (
     baseline,
@@ -21,6 +22,7 @@ from cogrpo_trainer.benchmarks import (
     regression,
     turns,
 )
+from cogrpo_trainer.benchmarks.decode import compare_decode
 from cogrpo_trainer.benchmarks.interleave import Timed, peak_bytes
 from cogrpo_trainer.benchmarks.learner import compare_learner
 from cogrpo_trainer.benchmarks.sampler import compare_sampler
@@ -69,6 +71,18 @@ def test_sampler_and_learner_are_compared_on_equal_results(pipe: CoGRPOPipeline)
         assert max(part["memory"].values()) < 1
     memory = learner["model"]["memory"]
     assert memory["cogrpo"] < memory["cogrpo, 16 steps a pass"]
+
+
+def test_a_decode_in_tiles_is_compared_with_a_whole_one(pipe: CoGRPOPipeline) -> None:
+    config = vq_config(pipe.checkpoint.vqvae)
+    options: dict[str, Any] = {"device": torch.device("cpu"), "images": 2, "rounds": 1}
+    side = 48 * config.downscale
+    found = compare_decode(config, pixels=side, tile=16, **options)
+    assert set(found["peak_bytes"]) == {"whole", "tiles of 16"}
+    assert 0 < found["memory"] < 0.5
+    assert found["time"]["wall"]["median"] > 0
+    with pytest.raises(ValueError, match="multiple"):
+        compare_decode(config, pixels=side + 1, tile=16, **options)
 
 
 def test_ratios_are_taken_within_rounds() -> None:

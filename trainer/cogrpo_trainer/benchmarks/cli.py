@@ -1,4 +1,4 @@
-"""`cogrpo bench kernels | step | sampler | learner | signal | check`; torch loads when one runs."""
+"""`cogrpo bench kernels | sampler | learner | decode | signal | check`; torch loads in a run."""
 
 import json
 import sys
@@ -109,6 +109,30 @@ def learner(
         )
 
     _report("learner", run, threads, as_json)
+
+
+def decode(
+    pixels: Annotated[int, typer.Option(min=16, max=4096, help="A picture's side.")] = 1024,
+    tile: Annotated[int, typer.Option(min=8, help="Tokens a side of a tile.")] = 40,
+    images: Images = 1,
+    threads: Threads = None,
+    rounds: Rounds = 3,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time a decode of Meissonic's VQ model, whole and in tiles, with the peak of memory."""
+    restart_with_allocator()
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from cogrpo_trainer.benchmarks.decode import compare_decode
+
+        return compare_decode(
+            device=torch.device(device), pixels=pixels, tile=tile, images=images, rounds=rounds
+        )
+
+    _report("decode", run, threads, as_json)
 
 
 def signal(
