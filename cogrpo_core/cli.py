@@ -66,7 +66,7 @@ def generate(
     from cogrpo_core.pipeline import CoGRPOPipeline
 
     height, width = _size(size)
-    pipe = CoGRPOPipeline.from_pretrained(model, dtype=torch_type(dtype), device=_device(device))
+    pipe = CoGRPOPipeline.from_pretrained(model, dtype=torch_type(dtype), device=device_of(device))
     pipe.decode_tile = decode_tile
     jobs = pipe.plan(
         prompt,
@@ -99,8 +99,8 @@ def _line(path: Path, trajectory: "Trajectory", as_json: bool) -> str:
     return json.dumps({"path": str(path), "seed": seed, "steps": steps, **names})
 
 
-def _device(device: str | None) -> str:
-    """The asked-for device, or the best that is there."""
+def device_of(device: str | None) -> str:
+    """The asked-for device, or the best that is there; `typer.BadParameter` for another."""
     import torch
 
     has_gpu = torch.cuda.is_available()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cogrpo_core.cli import torch_type
+from cogrpo_core.cli import device_of, torch_type
 
 if TYPE_CHECKING:
     from cogrpo_trainer.evaluate import Report
@@ -130,7 +130,7 @@ def evaluate(
             pictures_only=pictures_only,
         )
         planned = plan(request)
-        place = _device(device)
+        place = device_of(device)
         run(
             request,
             planned,
@@ -165,7 +165,7 @@ def evaluate(
     )
     from cogrpo_trainer.grid import save_grid
 
-    place = _device(device)
+    place = device_of(device)
     pipe = load_pipeline(
         model, device=place, remask_temperature=remask_temperature, dtype=torch_type(dtype)
     )
@@ -202,16 +202,6 @@ def _folders(*folders: Path | None) -> None:
             except OSError as error:
                 message = f"no folder can be made at {folder}: {error.strerror}"
                 raise typer.BadParameter(message) from None
-
-
-def _device(device: str | None) -> str:
-    """The asked-for device, or the best that is there."""
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if device not in (None, "cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise typer.BadParameter(f"the device {device!r} is not here; it may be cpu or cuda")
-    return device or ("cuda" if has_gpu else "cpu")
 
 
 def _cores() -> int:

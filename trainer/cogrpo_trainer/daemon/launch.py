@@ -65,11 +65,12 @@ def _runner(
     from cogrpo_core.rewards.load import HELD_OUT
     from cogrpo_trainer.daemon.config import EMBEDDED
     from cogrpo_trainer.daemon.cycle import CycleRunner
+    from cogrpo_trainer.device import best_device
     from cogrpo_trainer.measure import scorers
     from cogrpo_trainer.train.launch import make_composite
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     if device == "cuda":
         torch.cuda.set_per_process_memory_fraction(gpu_share)
     train = config.train
