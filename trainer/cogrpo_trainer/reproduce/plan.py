@@ -27,6 +27,9 @@ ACTION_ORDER = ("remask_ratio", "remask_temperature", "sample_temperature", "gui
 """The order in which Table 5a adds them."""
 
 
+RATIO_FORMS = ("geometric_mean", "product", "token")
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run: the `shapes` preset with other settings, for several seeds."""
@@ -46,8 +49,10 @@ def _runs() -> Iterable[Run]:
     for count in (1, 2, 3):
         chosen = ACTION_ORDER[:count]
         yield Run(f"actions-{count}", 2, {"schedule_phase": {"actions": list(chosen)}})
-    for form in ("product", "token"):
-        yield Run(f"ratio-{form}", 2, {"model_phase": {"ratio": form}})
+    for form in RATIO_FORMS:
+        # At a rollout's first optimiser step all ratios are 1, and the forms hardly differ.
+        phase = {"ratio": form, "updates": 2}
+        yield Run(f"ratio-{form}", 2, {"mode": "model-only", "model_phase": phase})
     for sigma in (0.4, 1.2):
         yield Run(f"sigma-{sigma}", 2, {"schedule_phase": {"sigma": sigma}})
     yield Run("schedule-only", 2, {"mode": "schedule-only"})
@@ -246,13 +251,13 @@ ITEMS: dict[str, Item] = {
         ),
         Item(
             "ratio",
-            "The form of the model's ratio (not in the paper)",
+            "The form of the model's ratio, the schedule untouched (not in the paper)",
             {
-                "geometric mean": of_seeds("co-grpo"),
-                "product": of_seeds("ratio-product"),
-                "token": of_seeds("ratio-token"),
-            },
-            {"product": "the paper's"},
+                "base": BASE_AT_T,
+                "one update of a rollout": of_seeds("naive"),
+            }
+            | {f"two, {form.replace('_', ' ')}": of_seeds(f"ratio-{form}") for form in RATIO_FORMS},
+            {"two, product": "the paper's"},
         ),
         Item(
             "sigma",
