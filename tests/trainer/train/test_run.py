@@ -131,15 +131,19 @@ def test_ratios_are_one_at_the_first_update(make_config, tmp_path):
         assert done.gate.action_gap < 1e-4
 
 
-def test_the_rate_rises_over_the_warm_up(make_config, tmp_path):
-    trainer = Trainer(make_config(cycles=3, model_phase={"warmup": 3}), tmp_path, composite())
+@pytest.mark.parametrize(
+    ("decay", "after"), [(0, [1, 1, 1, 1, 1]), (4, [1, 0.75, 0.5, 0.25, 0])]
+)
+def test_the_rate_rises_over_the_warm_up_and_may_fall(make_config, tmp_path, decay, after):
+    phase = {"warmup": 3, "decay": decay}
+    trainer = Trainer(make_config(cycles=4, model_phase=phase), tmp_path, composite())
     (optimizer,) = trainer.learners["model"].optimizers
     full = trainer.config.model_phase.learning_rate
     rates: list[float] = []
-    while len(rates) < 5:
+    while len(rates) < 8:
         if trainer.step().place.part == "model":
             rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([full / 3, full * 2 / 3, full, full, full])
+    assert rates == pytest.approx([full * share for share in (1 / 3, 2 / 3, 1, *after)])
 
 
 def test_several_updates_move_the_ratio(make_config, tmp_path):
@@ -264,7 +268,7 @@ def test_the_average_is_exported(make_config, tmp_path):
 
 
 def test_resumed_after_every_iteration_the_weights_are_the_same(make_config, tmp_path):
-    phase = {"updates": 2, "step_share": 0.5, "warmup": 5}
+    phase = {"updates": 2, "step_share": 0.5, "warmup": 3, "decay": 4}
     config = make_config(ema=0.5, cycles=2, model_phase=phase)
     whole = Trainer(config, tmp_path / "whole", composite())
     whole.run()

@@ -39,6 +39,9 @@ class Phase(Settings):
     warmup: Annotated[int, Field(ge=0)] = 0
     """Optimiser steps over which the rate rises to `learning_rate`, in equal parts. Adam's first
     steps are the largest, whatever their gradients' noise is."""
+    decay: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps after the warm-up over which the rate falls to zero, where it stays; 0 keeps
+    it. What is near a reward's ceiling learns little but noise."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     group_size: Annotated[int, Field(ge=1)]
     """G, the samples of one prompt."""

@@ -298,7 +298,7 @@ class Learner:
         fine = math.isfinite(loss) and norm <= self.config.max_gradient  # a NaN is not
         if fine and means:
             for optimizer in self.optimizers:
-                _warm_up(optimizer)
+                _set_rate(optimizer)
                 optimizer.step()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -307,18 +307,23 @@ class Learner:
 
 def _adam(module: nn.Module, phase: Phase, config: TrainConfig) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    group = {"params": parameters, "warmup": phase.warmup, "highest": phase.learning_rate}
+    group = {"params": parameters, "warmup": phase.warmup, "decay": phase.decay}
+    group["highest"] = phase.learning_rate
     return torch.optim.AdamW(
         [group], lr=phase.learning_rate, betas=config.betas, weight_decay=phase.weight_decay
     )
 
 
-def _warm_up(optimizer: torch.optim.Optimizer) -> None:
-    """Sets the rate of the next step, if it is one of those over which the rate rises."""
+def _set_rate(optimizer: torch.optim.Optimizer) -> None:
+    """Sets the rate of the next step: rising, then the highest, or falling to zero."""
     done = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
     for group in optimizer.param_groups:
+        share = 1.0
         if done < group["warmup"]:
-            group["lr"] = group["highest"] * (done + 1) / group["warmup"]
+            share = (done + 1) / group["warmup"]
+        elif group["decay"]:
+            share = max(0.0, 1 - (done - group["warmup"]) / group["decay"])
+        group["lr"] = group["highest"] * share
 
 
 def _clip_gradients(parameters: list[nn.Parameter], largest: float) -> float:
