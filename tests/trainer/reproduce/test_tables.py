@@ -17,6 +17,7 @@ from cogrpo_trainer.reproduce.plan import (
     HORIZON,
     ITEMS,
     RUNS,
+    SCHEDULE_ONLY,
     Measure,
     limited,
 )
@@ -121,13 +122,14 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
     assert laboratory.config("co-grpo", 1).seed == 1
     phases = (base.model_phase, base.schedule_phase)
     pictures = base.cycles * sum(phase.iterations * phase.batch_size for phase in phases)
-    modes = {"naive": "model-only", "joint": "joint", "schedule-only": "schedule-only"}
+    modes = {"naive": "model-only", "joint": "joint"}
     for run, mode in modes.items():
         alone = laboratory.config(run, 0)
         assert alone.mode == mode
-        phase = alone.schedule_phase if run == "schedule-only" else alone.model_phase
+        batch = alone.model_phase.batch_size
         # The same budget, but for a part of an iteration.
-        assert abs(alone.iterations * phase.batch_size - pictures) <= base.cycles * phase.batch_size
+        assert abs(alone.iterations * batch - pictures) <= base.cycles * batch
+    assert laboratory.config(SCHEDULE_ONLY, 0).mode == "schedule-only"
     only = laboratory.config("actions-2", 0)
     assert only.schedule_phase.actions == ("remask_ratio", "remask_temperature")
     assert only.model_phase == base.model_phase
@@ -143,9 +145,9 @@ def test_runs_differ_only_in_what_their_name_says(tmp_path):
 def test_what_other_settings_made_is_known_by_its_digest(tmp_path):
     laboratory = Laboratory(tmp_path, Budget())
     wanted = [Measure("co-grpo"), Measure("co-grpo", 1), Measure("naive"), Measure("sigma-0.4")]
-    wanted += [Measure(schedule=BEST_STATIC)]
+    wanted += [Measure(SCHEDULE_ONLY), Measure(schedule=BEST_STATIC)]
     digests = [laboratory.settings(each) for each in wanted]
-    assert len(set(digests[:4])) == 4 and digests[4] == digests[0]
+    assert len(set(digests)) == 5 and digests[5] == digests[4]
     assert laboratory.settings(Measure("co-grpo", 0, 2, "learned", 8)) == digests[0]
     shorter = Laboratory(tmp_path, Budget(scale=0.5))
     assert all(shorter.settings(each) != digest for each, digest in zip(wanted, digests))

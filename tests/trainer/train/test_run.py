@@ -146,6 +146,17 @@ def test_the_rate_rises_over_the_warm_up_and_may_fall(make_config, tmp_path, dec
     assert rates == pytest.approx([full * share for share in (1 / 3, 2 / 3, 1, *after)])
 
 
+def test_a_run_stops_where_it_is_told_to_and_goes_on(make_config, tmp_path):
+    config = make_config(cycles=2, save_every=100)
+    trainer = Trainer(config, tmp_path, composite())
+    trainer.run(until=4)
+    assert trainer.iteration == 4
+    again = Trainer(config, tmp_path, composite())
+    assert again.iteration == 4 and not changed(weights(trainer), weights(again))
+    again.run()
+    assert again.iteration == config.iterations == 8
+
+
 def test_several_updates_move_the_ratio(make_config, tmp_path):
     trainer = Trainer(make_config(model_phase={"updates": 3}), tmp_path, composite())
     done = trainer.step()

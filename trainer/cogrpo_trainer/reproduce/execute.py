@@ -28,6 +28,7 @@ from cogrpo_trainer.reproduce.plan import (
     CYCLES,
     HORIZON,
     RUNS,
+    SCHEDULE_ONLY,
     Measure,
 )
 from cogrpo_trainer.reproduce.search import best_constant, best_static
@@ -38,12 +39,8 @@ from cogrpo_trainer.train.run import Iteration, Trainer
 MEASURED = ("shapes-align", "shapes-quality", "shapes-judge")
 MEASURE_SEED = 500_000
 SAMPLES_PER_PASS = {"cpu": 8, "cuda": 64}
-BATCHES_OF = {
-    "model-only": "model_phase",
-    "joint": "model_phase",
-    "schedule-only": "schedule_phase",
-}
-"""Modes that do not alternate, and the phase whose batches they take."""
+IN_ITS_BATCHES = ("model-only", "joint")
+"""Modes that see in batches of the model's phase what both phases see."""
 UNUSED = {"model-only": {"schedule_phase"}, "schedule-only": {"model_phase"}}
 """The phase that has no part in a mode."""
 
@@ -139,7 +136,7 @@ class Laboratory:
         """
         if wanted.model == BASE and wanted.schedule != BEST_STATIC:
             return None
-        config = self.config("co-grpo" if wanted.model == BASE else wanted.model, wanted.seed)
+        config = self.config(SCHEDULE_ONLY if wanted.model == BASE else wanted.model, wanted.seed)
         text = config.model_dump_json(exclude=UNUSED.get(config.mode, set()))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -161,7 +158,7 @@ class Laboratory:
             found = search(
                 self.pipeline(self.budget.model),
                 self.composite,
-                self.config("co-grpo", 0),
+                self.config(SCHEDULE_ONLY, 0),
                 self.budget,
             )
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,15 +177,14 @@ class Laboratory:
             phase = getattr(config, name)
             count = max(1, round(phase.iterations * self.budget.scale))
             phases[name] = phase.model_copy(update={"iterations": count})
-        only = BATCHES_OF.get(config.mode)
-        if only is not None:  # as many pictures as both phases together see
+        if config.mode in IN_ITS_BATCHES:
             pictures = sum(phase.iterations * phase.batch_size for phase in phases.values())
-            phase = phases[only]
-            count = max(1, round(pictures / phase.batch_size))
+            model, schedule = phases.values()
+            count = max(1, round(pictures / model.batch_size))
             phases = {
-                name: each.model_copy(update={"iterations": 0}) for name, each in phases.items()
+                "model_phase": model.model_copy(update={"iterations": count}),
+                "schedule_phase": schedule.model_copy(update={"iterations": 0}),
             }
-            phases[only] = phase.model_copy(update={"iterations": count})
         return config.model_copy(update=phases)
 
     def train(self, run: str, seed: int, cycle: int) -> Path:
@@ -215,7 +211,7 @@ class Laboratory:
                 trainer.export(folder / f"cycle-{trainer.iteration // length}")
                 trainer.save()
 
-        trainer.run(watch)
+        trainer.run(watch, until=cycle * length)
         assert (target / "model_index.json").exists()
         return target
 

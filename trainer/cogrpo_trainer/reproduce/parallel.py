@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
-from cogrpo_trainer.reproduce.plan import BASE, BEST_CONSTANT, BEST_STATIC, CYCLES, Item, Measure
+from cogrpo_trainer.reproduce.plan import BASE, BEST_CONSTANT, BEST_STATIC, Item, Measure
 
 SEARCHED = (BEST_CONSTANT, BEST_STATIC)
 
@@ -28,9 +28,12 @@ def prepare(
     needed = {measure for item in items for row in item.rows.values() for measure in row}
     laboratory = Laboratory(folder, budget)
     measures = {measure for measure in needed if laboratory.saved(measure) is None}
+    cycles: dict[tuple[str, int], int] = {}
+    for m in measures:
+        if m.model != BASE:
+            cycles[m.model, m.seed] = max(m.cycle, cycles.get((m.model, m.seed), 0))
     first: list[tuple[str, Measure]] = [
-        ("train", Measure(run, seed, CYCLES))
-        for run, seed in sorted({(m.model, m.seed) for m in measures if m.model != BASE})
+        ("train", Measure(run, seed, cycle)) for (run, seed), cycle in sorted(cycles.items())
     ]
     first += [("search", m) for m in sorted(measures) if m.schedule in SEARCHED]
     threads = max(1, (os.cpu_count() or 1) // jobs)

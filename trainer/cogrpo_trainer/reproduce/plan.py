@@ -22,6 +22,7 @@ GAMMAS = (1.0, 1.5, 2.0)
 BASE = "base"
 BEST_CONSTANT = "best-constant"
 BEST_STATIC = "best-static"
+SCHEDULE_ONLY = "schedule-only"
 
 ACTION_ORDER = ("remask_ratio", "remask_temperature", "sample_temperature", "guidance_scale")
 """The order in which Table 5a adds them."""
@@ -55,7 +56,8 @@ def _runs() -> Iterable[Run]:
         yield Run(f"ratio-{form}", 2, {"mode": "model-only", "model_phase": phase})
     for sigma in (0.4, 1.2):
         yield Run(f"sigma-{sigma}", 2, {"schedule_phase": {"sigma": sigma}})
-    yield Run("schedule-only", 2, {"mode": "schedule-only"})
+    alone = {"mode": "schedule-only", "schedule_phase": {"iterations": 30}}
+    yield Run(SCHEDULE_ONLY, 2, alone)
 
 
 RUNS: dict[str, Run] = {run.name: run for run in _runs()}
@@ -240,32 +242,36 @@ ITEMS: dict[str, Item] = {
         ),
         Item(
             "steps",
-            "The steps that the model learns from, the schedule untouched (not in the paper)",
+            "The steps that the model learns from, alone, after one cycle (not in the paper)",
             {
                 "base": BASE_AT_T,
-                "the first": of_seeds("naive"),
-                "a third, at random": of_seeds("naive-third"),
-                "all": of_seeds("naive-all"),
+                "the first": of_seeds("naive", 1),
+                "a third, at random": of_seeds("naive-third", 1),
+                "all": of_seeds("naive-all", 1),
             },
             {"all": "the paper's"},
         ),
         Item(
             "ratio",
-            "The form of the model's ratio, the schedule untouched (not in the paper)",
+            "The form of the model's ratio, the model alone, after one cycle (not in the paper)",
             {
                 "base": BASE_AT_T,
-                "one update of a rollout": of_seeds("naive"),
+                "one update of a rollout": of_seeds("naive", 1),
             }
-            | {f"two, {form.replace('_', ' ')}": of_seeds(f"ratio-{form}") for form in RATIO_FORMS},
+            | {
+                f"two, {form.replace('_', ' ')}": of_seeds(f"ratio-{form}", 1)
+                for form in RATIO_FORMS
+            },
             {"two, product": "the paper's"},
         ),
         Item(
             "sigma",
-            "Exploration (not in the paper)",
+            "Exploration, after one cycle (not in the paper)",
             {
-                "sigma 0.4": of_seeds("sigma-0.4"),
-                "sigma 0.8": of_seeds("co-grpo"),
-                "sigma 1.2": of_seeds("sigma-1.2"),
+                "base": BASE_AT_T,
+                "sigma 0.4": of_seeds("sigma-0.4", 1),
+                "sigma 0.8": of_seeds("co-grpo", 1),
+                "sigma 1.2": of_seeds("sigma-1.2", 1),
             },
             {},
         ),
@@ -276,7 +282,7 @@ ITEMS: dict[str, Item] = {
                 "base": BASE_AT_T,
                 "best constants": [Measure(schedule=BEST_CONSTANT)],
                 "best static schedule": [Measure(schedule=BEST_STATIC)],
-                "learned schedule": of_seeds("schedule-only"),
+                "learned schedule": of_seeds(SCHEDULE_ONLY),
             },
             {},
         ),

@@ -88,7 +88,7 @@ def best_static(
 ) -> dict[str, Any]:
     """A table of actions step by step, by the cross-entropy method over residuals at four knots.
 
-    It sees as many pictures as the schedule's training does.
+    It sees as many pictures as a training with these settings does.
     """
     score = _scorer(pipe, composite, config)
     defaults = pipe.checkpoint.generation
@@ -101,9 +101,8 @@ def best_static(
     ).actions_T4
     policy = SchedulePolicy(SchedulePolicyConfig.for_width(8))  # for its residuals' scales
     low, high = torch.tensor(ACTION_BOUNDS).T
-    phase = config.schedule_phase
-    pictures = 2 * config.cycles * phase.iterations * phase.batch_size
-    candidates = max(GENERATION, round(pictures / PROMPTS * min(1.0, budget.scale)))
+    pictures = config.iterations * config.schedule_phase.batch_size
+    candidates = max(GENERATION, round(pictures / PROMPTS))
     rng = np.random.default_rng(SEED + 1)
     middle, spread = np.zeros((KNOTS, 4)), np.full((KNOTS, 4), 0.6)
     best = (-np.inf, base)

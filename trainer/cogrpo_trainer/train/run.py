@@ -168,12 +168,14 @@ class Trainer:
         """What a caller wants saved and restored with the weights, as JSON."""
         self._restore()
 
-    def run(self, watch: Watch = lambda _: None) -> None:
-        """Goes on from the last saved state to the end of the last cycle."""
-        while self.iteration < self.config.iterations:
+    def run(self, watch: Watch = lambda _: None, until: int | None = None) -> None:
+        """Goes on from the last saved state to the end of the last cycle, or to iteration `until`,
+        which is not made."""
+        end = self.config.iterations if until is None else until
+        while self.iteration < end:
             watch(self.step())
             done = self.iteration
-            if done % self.config.save_every == 0 or done == self.config.iterations:
+            if done % self.config.save_every == 0 or done == end:
                 self.save()
 
     def collect(self, place: Place) -> Experience:
