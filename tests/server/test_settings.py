@@ -85,6 +85,11 @@ def test_the_dtype_of_the_weights(
     }
 
 
+def test_the_decode_tile_reaches_the_pipeline(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, model=str(tiny_checkpoint), decode_tile=8)
+    assert load_pipeline(settings, "cpu").decode_tile == 8
+
+
 def test_compiled_steps_are_kept_with_the_services_data(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def registry(tmp_path: Path) -> PolicyRegistry:
 
 @pytest.fixture
 def engine(model: Checkpoint) -> Iterator[Engine]:
-    engine = Engine(CoGRPOPipeline(model), slots=2)
+    engine = Engine(CoGRPOPipeline(model, decode_tile=12), slots=2)
     yield engine
     engine.close()
 
@@ -72,6 +72,7 @@ def test_a_late_engine_begins_with_the_champion(registry, engine, follower, mode
     follower.catch_up()
     assert engine.serving.champion.policy_version == version
     assert engine.serving.champion.checkpoint.vqvae is model.vqvae
+    assert engine.serving.champion.decode_tile == 12
 
 
 def test_a_schedule_version_shares_the_transformer_in_memory(
