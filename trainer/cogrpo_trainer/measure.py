@@ -4,18 +4,21 @@ Shape letters: B prompts.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from cogrpo_core.inputs import MAX_IMAGES_PER_CALL
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.rewards.load import load_reward
 from cogrpo_core.schedule import ScheduleSpec
+from cogrpo_core.shapes.render import render
+from cogrpo_core.shapes.scenes import sample_scene
 from cogrpo_core.shapes.suites import Prompt, score, suite
 from cogrpo_trainer.evaluate import Z, checkable
 
@@ -60,15 +63,35 @@ def measure(
     batch_size: int = MAX_IMAGES_PER_CALL,
 ) -> Scores:
     """Scores of one picture a prompt; prompt i has the seed `seed` + i."""
+
+    def batches() -> Iterator[list[Image.Image]]:
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            yield pipe(
+                [prompt.text for prompt in part],
+                seed=[seed + start + i for i in range(len(part))],
+                schedule=schedule,
+                num_inference_steps=steps,
+            ).images
+
+    return _scored(batches(), composite, prompts)
+
+
+def measure_world(composite: Composite, prompts: Sequence[Prompt], *, seed: int = 0) -> Scores:
+    """Scores of one scene a prompt, as the world draws it: what there is to reach."""
+    rng = np.random.default_rng(seed)
+    scenes = ([Image.fromarray(render(sample_scene(one.spec, rng)))] for one in prompts)
+    return _scored(scenes, composite, prompts)
+
+
+def _scored(
+    batches: Iterable[Sequence[Image.Image]], composite: Composite, prompts: Sequence[Prompt]
+) -> Scores:
     columns: dict[str, list[NDArray[np.float64]]] = {}
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        images = pipe(
-            [prompt.text for prompt in part],
-            seed=[seed + start + i for i in range(len(part))],
-            schedule=schedule,
-            num_inference_steps=steps,
-        ).images
+    start = 0
+    for images in batches:
+        part = prompts[start : start + len(images)]
+        start += len(images)
         pixels = np.stack([np.asarray(image) for image in images])
         found = composite.score(pixels, [prompt.text for prompt in part]).by_reward
         checked = [

@@ -1,12 +1,15 @@
 """Items, rows and page of the reproduction, on made-up scores."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cogrpo_client.cli import build_app
 from cogrpo_core.rewards.quality import style_of
-from cogrpo_trainer.measure import gains, held_out_prompts, mean
+from cogrpo_trainer.measure import gains, held_out_prompts, mean, measure_world, scorers
 from cogrpo_trainer.reproduce import claims
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
 from cogrpo_trainer.reproduce.page import write_page
@@ -18,6 +21,7 @@ from cogrpo_trainer.reproduce.plan import (
     ITEMS,
     RUNS,
     SCHEDULE_ONLY,
+    WORLD,
     Measure,
     limited,
 )
@@ -38,7 +42,7 @@ def test_every_measure_has_a_run_and_a_file_of_its_own():
     wanted = {m for item in ITEMS.values() for rows in item.rows.values() for m in rows}
     assert len({m.key for m in wanted}) == len(wanted)
     for each in wanted:
-        assert each.model == BASE or each.seed < RUNS[each.model].seeds
+        assert each.model in (BASE, WORLD) or each.seed < RUNS[each.model].seeds
 
 
 def test_every_paper_figure_belongs_to_a_row():
@@ -155,12 +159,41 @@ def test_what_other_settings_made_is_known_by_its_digest(tmp_path):
     assert laboratory.settings(Measure(schedule=BEST_CONSTANT)) is None
 
 
+def test_the_worlds_own_pictures_are_what_was_asked_for():
+    prompts = held_out_prompts(14)
+    found = measure_world(scorers(["shapes-align"], 60.0), prompts, seed=1)
+    assert (found["checker"] == 1).all()
+    assert found["shapes-align"].shape == (len(prompts),)
+    assert found["shapes-align"].mean() > 0  # true pairs score about 1, false ones -1
+
+
 def test_means_leave_out_what_is_missing():
     found = mean(np.array([1.0, np.nan, 3.0]))
     assert (found.value, found.n) == (2.0, 2)
     assert np.isnan(mean(np.array([np.nan])).value)
     paired = gains({"a": np.array([2.0, 3.0])}, {"a": np.array([1.0, 1.0])})
     assert paired["a"].value == 1.5
+
+
+def test_what_is_measured_can_be_tabulated_before_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogrpo_trainer.reproduce.cli.restart_with_allocator", lambda: None)
+    prompts = held_out_prompts(7)
+    laboratory = Laboratory(tmp_path, Budget(prompts=7))
+    of_two = [Measure("co-grpo", seed, 1, "learned") for seed in (1, 2)]
+    laboratory.measure_file(Measure()).parent.mkdir()
+    for each in (Measure(), *of_two):
+        scores = {name: fake(each)[name][: len(prompts)].tolist() for name in fake(each)}
+        saved = {"budget": asdict(laboratory.budget), "settings": laboratory.settings(each)}
+        laboratory.measure_file(each).write_text(json.dumps(saved | {"scores": scores}))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table-3.json").write_text("{}")  # of another preset
+    page = tmp_path / "page.md"
+    options = ["--measured", "--prompts", "7", "--out", str(tmp_path), "--page", str(page)]
+    result = CliRunner().invoke(build_app("reproduce"), ["reproduce", "all", *options])
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert "| 1 cycles (2 seeds) |" in text and "2 cycles" not in text
+    assert "Not measured yet: table-2, table-3," in text
 
 
 def test_an_unknown_item_is_one_line(monkeypatch):

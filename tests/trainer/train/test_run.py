@@ -131,9 +131,7 @@ def test_ratios_are_one_at_the_first_update(make_config, tmp_path):
         assert done.gate.action_gap < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("decay", "after"), [(0, [1, 1, 1, 1, 1]), (4, [1, 0.75, 0.5, 0.25, 0])]
-)
+@pytest.mark.parametrize(("decay", "after"), [(0, [1, 1, 1, 1, 1]), (4, [1, 0.75, 0.5, 0.25, 0])])
 def test_the_rate_rises_over_the_warm_up_and_may_fall(make_config, tmp_path, decay, after):
     phase = {"warmup": 3, "decay": decay}
     trainer = Trainer(make_config(cycles=4, model_phase=phase), tmp_path, composite())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cogrpo_core.allocator import restart_with_allocator
-from cogrpo_trainer.reproduce.plan import ITEMS, limited
+from cogrpo_trainer.reproduce.plan import ITEMS, known, limited
 
 ALL = "all"
 
@@ -34,6 +34,9 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings and measures at a time; cores by default.")
     ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Tabulate what the folder has; train nothing.")
+    ] = False,
     page: Annotated[
         Path | None, typer.Option(help="Also render the page there, plots in images/ beside it.")
     ] = None,
@@ -56,8 +59,14 @@ def reproduce(
     console = Console(stderr=True)
     budget = Budget(prompts=prompts, scale=scale, model=model, preset=preset)
     items = {n: limited(ITEMS[n], seeds) for n in (ITEMS if name == ALL else [name])}
-    prepare(out, budget, items.values(), jobs or os.cpu_count() or 1, console.print)
     laboratory = Laboratory(out, budget, say=console.print)
+    if measured:
+        items = {n: known(item, laboratory.has) for n, item in items.items()}
+        for n in [n for n, item in items.items() if len(item.rows) < 2]:
+            del items[n]
+            (out / "results" / f"{n}.json").unlink(missing_ok=True)
+    else:
+        prepare(out, budget, items.values(), jobs or os.cpu_count() or 1, console.print)
     for chosen, item in items.items():
         result = {
             "item": chosen,

@@ -20,7 +20,7 @@ from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.schedule import ScheduleSpec
 from cogrpo_trainer.device import best_device
-from cogrpo_trainer.measure import Scores, held_out_prompts, measure, scorers
+from cogrpo_trainer.measure import Scores, held_out_prompts, measure, measure_world, scorers
 from cogrpo_trainer.reproduce.plan import (
     BASE,
     BEST_CONSTANT,
@@ -29,6 +29,8 @@ from cogrpo_trainer.reproduce.plan import (
     HORIZON,
     RUNS,
     SCHEDULE_ONLY,
+    UNTRAINED,
+    WORLD,
     Measure,
 )
 from cogrpo_trainer.reproduce.search import best_constant, best_static
@@ -93,6 +95,10 @@ class Laboratory:
             return None
         return {name: np.array(values) for name, values in found["scores"].items()}
 
+    def has(self, wanted: Measure) -> bool:
+        """Whether a measure was made before."""
+        return self.saved(wanted) is not None
+
     def measure_file(self, wanted: Measure) -> Path:
         """Where a measure is kept."""
         return self.folder / "measures" / f"{wanted.key}.json"
@@ -103,17 +109,7 @@ class Laboratory:
         if saved is not None:
             return saved
         path = self.measure_file(wanted)
-        folder = self.checkpoint(wanted)
-        schedule = self.schedule(wanted)
-        self.say(f"measuring {wanted.key}")
-        found = measure(
-            self.pipeline(folder),
-            self.composite,
-            held_out_prompts(self.budget.prompts),
-            schedule=schedule,
-            steps=wanted.steps,
-            seed=MEASURE_SEED,
-        )
+        found = self._measured(wanted)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {name: np.round(each, 5).tolist() for name, each in found.items()}
         path.write_text(
@@ -129,12 +125,27 @@ class Laboratory:
         )
         return found
 
+    def _measured(self, wanted: Measure) -> Scores:
+        prompts = held_out_prompts(self.budget.prompts)
+        if wanted.model == WORLD:
+            return measure_world(self.composite, prompts, seed=MEASURE_SEED)
+        folder, schedule = self.checkpoint(wanted), self.schedule(wanted)
+        self.say(f"measuring {wanted.key}")
+        return measure(
+            self.pipeline(folder),
+            self.composite,
+            prompts,
+            schedule=schedule,
+            steps=wanted.steps,
+            seed=MEASURE_SEED,
+        )
+
     def settings(self, wanted: Measure) -> str | None:
         """A digest of the settings behind a measure; None where no training has a part in it.
 
         The search for a static schedule sees as many pictures as the training does.
         """
-        if wanted.model == BASE and wanted.schedule != BEST_STATIC:
+        if wanted.model in UNTRAINED and wanted.schedule != BEST_STATIC:
             return None
         config = self.config(SCHEDULE_ONLY if wanted.model == BASE else wanted.model, wanted.seed)
         text = config.model_dump_json(exclude=UNUSED.get(config.mode, set()))

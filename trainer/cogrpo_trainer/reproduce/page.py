@@ -84,7 +84,9 @@ def _table(result: Mapping[str, Any]) -> str:
     ]
     for i, row in enumerate(result["rows"]):
         cells = [_cell(row["columns"][column], first=i == 0) for column in columns]
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {row['paper']} |")
+        seeds = len(row["columns"][columns[0]]["by_seed"])
+        label = row["label"] + (f" ({seeds} seeds)" if seeds > 1 else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {row['paper']} |")
     return "\n".join(lines) + "\n"
 
 

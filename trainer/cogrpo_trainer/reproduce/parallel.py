@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from cogrpo_trainer.reproduce.execute import Budget, Laboratory
-from cogrpo_trainer.reproduce.plan import BASE, BEST_CONSTANT, BEST_STATIC, Item, Measure
+from cogrpo_trainer.reproduce.plan import BEST_CONSTANT, BEST_STATIC, UNTRAINED, Item, Measure
 
 SEARCHED = (BEST_CONSTANT, BEST_STATIC)
 
@@ -30,7 +30,7 @@ def prepare(
     measures = {measure for measure in needed if laboratory.saved(measure) is None}
     cycles: dict[tuple[str, int], int] = {}
     for m in measures:
-        if m.model != BASE:
+        if m.model not in UNTRAINED:
             cycles[m.model, m.seed] = max(m.cycle, cycles.get((m.model, m.seed), 0))
     first: list[tuple[str, Measure]] = [
         ("train", Measure(run, seed, cycle)) for (run, seed), cycle in sorted(cycles.items())

@@ -4,7 +4,7 @@ Runs are shared between tables: Table 5c is the trace of Table 3's runs, Table 5
 measure their checkpoints. `execute.py` carries out what an item needs, `tables.py` makes its rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,8 @@ ALL_STEPS = (*STEP_COUNTS, *MORE_STEPS)
 CYCLES = 3
 GAMMAS = (1.0, 1.5, 2.0)
 BASE = "base"
+WORLD = "world"
+UNTRAINED = (BASE, WORLD)
 BEST_CONSTANT = "best-constant"
 BEST_STATIC = "best-static"
 SCHEDULE_ONLY = "schedule-only"
@@ -68,7 +70,7 @@ class Measure:
     """Pictures of the held-out prompts by one model with one schedule, scored by everything."""
 
     model: str = BASE
-    """`base`, or a run's name."""
+    """`base`, a run's name, or `world` for scenes as the world itself draws them."""
     seed: int = 0
     """Of the run."""
     cycle: int = 0
@@ -113,6 +115,7 @@ MAIN = {
     "best constant schedule": [Measure(schedule=BEST_CONSTANT)],
     "Naive GRPO": of_seeds("naive"),
     "Co-GRPO": of_seeds("co-grpo"),
+    "the world's own pictures": [Measure(WORLD)],
 }
 
 
@@ -288,6 +291,12 @@ ITEMS: dict[str, Item] = {
         ),
     )
 }
+
+
+def known(item: Item, is_known: Callable[[Measure], bool]) -> Item:
+    """The item with those of its measures that are known already, and rows that have any."""
+    rows = {label: list(filter(is_known, measures)) for label, measures in item.rows.items()}
+    return replace(item, rows={label: measures for label, measures in rows.items() if measures})
 
 
 def limited(item: Item, seeds: int) -> Item:
