@@ -24,6 +24,7 @@ from cogrpo_trainer.reproduce.plan import (
     WORLD,
     Measure,
     limited,
+    trained,
 )
 from cogrpo_trainer.reproduce.tables import rows_of
 
@@ -179,7 +180,7 @@ def test_what_is_measured_can_be_tabulated_before_the_rest(tmp_path, monkeypatch
     monkeypatch.setattr("cogrpo_trainer.reproduce.cli.restart_with_allocator", lambda: None)
     prompts = held_out_prompts(7)
     laboratory = Laboratory(tmp_path, Budget(prompts=7))
-    of_two = [Measure("co-grpo", seed, 1, "learned") for seed in (1, 2)]
+    of_two = [trained(run, seed) for run in ("co-grpo", "joint") for seed in (1, 2)]
     laboratory.measure_file(Measure()).parent.mkdir()
     for each in (Measure(), *of_two):
         scores = {name: fake(each)[name][: len(prompts)].tolist() for name in fake(each)}
@@ -192,7 +193,7 @@ def test_what_is_measured_can_be_tabulated_before_the_rest(tmp_path, monkeypatch
     result = CliRunner().invoke(build_app("reproduce"), ["reproduce", "all", *options])
     assert result.exit_code == 0, result.output
     text = page.read_text()
-    assert "| 1 cycles (2 seeds) |" in text and "2 cycles" not in text
+    assert "| joint (2 seeds) |" in text and "cycles (2 seeds)" not in text
     assert "Not measured yet: table-2, table-3," in text
 
 

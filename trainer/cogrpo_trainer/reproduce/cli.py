@@ -35,7 +35,7 @@ def reproduce(
         int | None, typer.Option(min=1, help="Trainings and measures at a time; cores by default.")
     ] = None,
     measured: Annotated[
-        bool, typer.Option("--measured", help="Tabulate what the folder has; train nothing.")
+        bool, typer.Option("--measured", help="Train nothing: items with a seed of each row.")
     ] = False,
     page: Annotated[
         Path | None, typer.Option(help="Also render the page there, plots in images/ beside it.")
@@ -61,10 +61,11 @@ def reproduce(
     items = {n: limited(ITEMS[n], seeds) for n in (ITEMS if name == ALL else [name])}
     laboratory = Laboratory(out, budget, say=console.print)
     if measured:
-        items = {n: known(item, laboratory.has) for n, item in items.items()}
-        for n in [n for n, item in items.items() if len(item.rows) < 2]:
-            del items[n]
-            (out / "results" / f"{n}.json").unlink(missing_ok=True)
+        for n, item in list(items.items()):
+            items[n] = known(item, laboratory.has)
+            if items[n].rows.keys() != item.rows.keys():
+                del items[n]
+                (out / "results" / f"{n}.json").unlink(missing_ok=True)
     else:
         prepare(out, budget, items.values(), jobs or os.cpu_count() or 1, console.print)
     for chosen, item in items.items():
