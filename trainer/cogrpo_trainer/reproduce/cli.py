@@ -80,9 +80,8 @@ def reproduce(
             "rows": rows_of(item, laboratory.scores, held_out_prompts(prompts)),
         }
         if chosen == "table-5b":
-            result["seconds"] = {
-                label: laboratory.seconds(measures[0]) for label, measures in item.rows.items()
-            }
+            timed = laboratory.seconds([measures[0] for measures in item.rows.values()])
+            result["seconds"] = dict(zip(item.rows, timed, strict=True))
         (out / "results").mkdir(parents=True, exist_ok=True)
         (out / "results" / f"{chosen}.json").write_text(json.dumps(result, indent=1))
         console.print(f"{chosen}: {out / 'results' / f'{chosen}.json'}")
