@@ -197,6 +197,17 @@ def test_what_is_measured_can_be_tabulated_before_the_rest(tmp_path, monkeypatch
     assert "Not measured yet: table-2, table-3," in text
 
 
+def test_what_was_timed_together_stays(tmp_path, monkeypatch):
+    laboratory = Laboratory(tmp_path, Budget(prompts=7))
+    steps = [Measure(steps=1), Measure(steps=4)]
+    taken = laboratory.seconds(steps, pictures=1)
+    assert all(each > 0 for each in taken)
+    monkeypatch.setattr("cogrpo_trainer.reproduce.execute.CoGRPOPipeline", None)  # not needed
+    assert laboratory.seconds(steps) == taken
+    with pytest.raises(AttributeError):  # another set is timed anew, as a whole
+        laboratory.seconds([*steps, Measure(steps=2)])
+
+
 def test_an_unknown_item_is_one_line(monkeypatch):
     monkeypatch.setattr("cogrpo_trainer.reproduce.cli.restart_with_allocator", lambda: None)
     result = CliRunner().invoke(build_app("reproduce"), ["reproduce", "table-9"])
