@@ -270,9 +270,8 @@ class Learner:
         Jointly, steps that the model does not learn from are apart and come first: data-parallel
         learners exchange gradients in the last pass, which must have all of them.
         """
-        if self.part == "schedule":
-            model_M = torch.zeros_like(sample_M, dtype=torch.bool)
-        else:
+        model_M = torch.full_like(sample_M, self.part != "schedule", dtype=torch.bool)
+        if self.part == "joint":
             model_M = steps_of(self.phase, batch).to(sample_M.device)[sample_M, step_M]
         parts: list[tuple[Tensor, bool]] = []
         for model in (False, True):
