@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cogrpo_core.models import meissonic
 from cogrpo_core.models.config import TransformerConfig
 from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer
+from tests.core.conftest import TRANSFORMER
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 CASES = {"meissonic-tiny": 3, "meissonic-tiny-no-downsample": 2}
@@ -42,21 +43,8 @@ def conditioned(model: MeissonicTransformer, inputs: dict[str, Tensor]) -> Condi
 def fresh() -> MeissonicTransformer:
     """Untrained, of a shape in which all sizes differ."""
     torch.manual_seed(0)
-    return MeissonicTransformer(
-        TransformerConfig(
-            num_layers=1,
-            num_single_layers=2,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            joint_attention_dim=24,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 6, 6),
-            vocab_size=72,
-            codebook_size=64,
-            downsample=True,
-            upsample=True,
-        )
-    )
+    sizes = {"num_single_layers": 2, "vocab_size": 72, "codebook_size": 64}
+    return MeissonicTransformer(TRANSFORMER.model_copy(update=sizes))
 
 
 @pytest.mark.parametrize(("model", "case"), EACH_CASE)

@@ -238,19 +238,18 @@ class Laboratory:
             saved = json.loads(path.read_text())
             if saved["settings"] == settings:
                 return [float(saved["seconds"][each.key]) for each in wanted]
-        pipes = {
-            folder: CoGRPOPipeline.from_pretrained(folder)
-            for folder in {self.checkpoint(each) for each in wanted}
-        }
+        folders = [self.checkpoint(each) for each in wanted]
+        schedules = [self.schedule(each) for each in wanted]
+        pipes = {folder: CoGRPOPipeline.from_pretrained(folder) for folder in set(folders)}
         prompts = held_out_prompts(7)
         times: dict[str, list[float]] = {each.key: [] for each in wanted}
         for i in range(pictures):
-            for each in wanted:
+            for each, folder, schedule in zip(wanted, folders, schedules, strict=True):
                 began = time.perf_counter()
-                pipes[self.checkpoint(each)](
+                pipes[folder](
                     prompts[i % len(prompts)].text,
                     seed=i,
-                    schedule=self.schedule(each),
+                    schedule=schedule,
                     num_inference_steps=each.steps,
                     output_type="tokens",
                 )
