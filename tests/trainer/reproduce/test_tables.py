@@ -23,6 +23,7 @@ from cogrpo_trainer.reproduce.plan import (
     SCHEDULE_ONLY,
     WORLD,
     Measure,
+    comparable,
     limited,
     trained,
 )
@@ -81,6 +82,18 @@ def test_a_claim_is_paired_and_says_how_sure_it_is():
     some = claims.tested(lambda m: None if m.model == "joint" or m.seed == 2 else fake(m), PROMPTS)
     assert not any("joint" in row["claim"] for row in some)
     assert {row["seeds"] for row in some} == {2}
+
+
+def test_rows_are_compared_over_the_seeds_that_all_of_them_have():
+    item = comparable(ITEMS["table-5a"])  # two seeds of some runs, three of others
+    assert {len(rows) for label, rows in item.rows.items() if label != "base"} == {2}
+    assert item.rows["base"] == [Measure()]
+    assert comparable(ITEMS["table-3"]) == ITEMS["table-3"]
+    assert comparable(ITEMS["table-2"]) == ITEMS["table-2"]  # nothing is trained
+    rows = {(row["claim"], row["column"]): row for row in claims.tested(fake, PROMPTS)}
+    equal = rows["Table 5a: + re-mask ratio is above the row before", "shapes-align"]
+    assert (equal["seeds"], equal["verdict"]) == (2, "open")
+    assert equal["value"] == pytest.approx(0)  # a third seed of one alone would be above
 
 
 def test_styles_and_suites_are_their_own_columns():

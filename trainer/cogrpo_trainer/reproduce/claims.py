@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from cogrpo_core.shapes.suites import Prompt
 from cogrpo_trainer.measure import Scores, mean
 from cogrpo_trainer.reproduce.plan import (
-    BASE,
     CYCLES,
     FEW_STEPS,
     HORIZON,
@@ -23,6 +22,7 @@ from cogrpo_trainer.reproduce.plan import (
     STEP_COUNTS,
     Measure,
     of_seeds,
+    with_same_seeds,
 )
 from cogrpo_trainer.reproduce.tables import column_values
 
@@ -83,25 +83,27 @@ def claims() -> list[Claim]:
 def tested(
     saved: Callable[[Measure], Scores | None], prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
-    """The claims of which something is measured: value, interval, verdict, and on how many seeds.
+    """The claims whose terms are measured: value, interval, verdict, and on how many seeds.
 
     `yes` and `no` are sure at 95 %; what is neither is `open`.
     """
     rows = []
     for claim in claims():
-        total: NDArray[np.float64] = np.zeros(len(prompts))
-        seeds = []
-        for weight, measures in claim.terms:
-            known = [found for each in measures if (found := saved(each)) is not None]
-            if measures[0].model != BASE or not known:
-                seeds.append(len(known))
-            if known:
-                values = [column_values(found, claim.column, prompts) for found in known]
-                total = total + weight * np.mean(values, axis=0)
-        if min(seeds) == 0:
+        found = {
+            each: scores
+            for _, measures in claim.terms
+            for each in measures
+            if (scores := saved(each)) is not None
+        }
+        terms = with_same_seeds([m for m in measures if m in found] for _, measures in claim.terms)
+        if not all(terms):
             continue
+        total: NDArray[np.float64] = np.zeros(len(prompts))
+        for (weight, _), measures in zip(claim.terms, terms, strict=True):
+            values = [column_values(found[each], claim.column, prompts) for each in measures]
+            total = total + weight * np.mean(values, axis=0)
         value = mean(total)
         verdict = "yes" if value.low > 0 else "no" if value.high < 0 else "open"
-        row = {"claim": claim.text, "column": claim.column, "seeds": min(seeds)}
+        row = {"claim": claim.text, "column": claim.column, "seeds": max(map(len, terms))}
         rows.append(row | asdict(value) | {"verdict": verdict})
     return rows

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cogrpo_core.allocator import restart_with_allocator
-from cogrpo_trainer.reproduce.plan import ITEMS, known, limited
+from cogrpo_trainer.reproduce.plan import ITEMS, comparable, known, limited
 
 ALL = "all"
 
@@ -58,11 +58,11 @@ def reproduce(
 
     console = Console(stderr=True)
     budget = Budget(prompts=prompts, scale=scale, model=model, preset=preset)
-    items = {n: limited(ITEMS[n], seeds) for n in (ITEMS if name == ALL else [name])}
+    items = {n: comparable(limited(ITEMS[n], seeds)) for n in (ITEMS if name == ALL else [name])}
     laboratory = Laboratory(out, budget, say=console.print)
     if measured:
         for n, item in list(items.items()):
-            items[n] = known(item, laboratory.has)
+            items[n] = comparable(known(item, laboratory.has))
             if items[n].rows.keys() != item.rows.keys():
                 del items[n]
                 (out / "results" / f"{n}.json").unlink(missing_ok=True)

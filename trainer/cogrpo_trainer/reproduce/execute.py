@@ -56,7 +56,7 @@ class Budget:
     scale: float = 1.0
     """Of the preset's iterations."""
     search: int = 40
-    """Candidates of a search for a schedule."""
+    """Candidates of the search for constants."""
     model: str = "shapes"
     preset: str = "shapes"
     """The settings of `cogrpo train` that all runs begin with."""
@@ -165,13 +165,11 @@ class Laboratory:
         settings = self.settings(wanted)
         if not path.exists() or json.loads(path.read_text()).get("settings") != settings:
             self.say(f"searching the {wanted.schedule} schedule")
-            search = best_constant if wanted.schedule == BEST_CONSTANT else best_static
-            found = search(
-                self.pipeline(self.budget.model),
-                self.composite,
-                self.config(SCHEDULE_ONLY, 0),
-                self.budget,
-            )
+            pipe, config = self.pipeline(self.budget.model), self.config(SCHEDULE_ONLY, 0)
+            if wanted.schedule == BEST_CONSTANT:
+                found = best_constant(pipe, self.composite, config, self.budget.search)
+            else:
+                found = best_static(pipe, self.composite, config)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found | {"settings": settings}, indent=1))
         saved: dict[str, Any] = json.loads(path.read_text())

@@ -19,6 +19,7 @@ can be compared is the form: which row is above which. {steps}
 Means are over {prompts} held-out prompts with the same seeds in every row; intervals are 95 %, over
 prompts. A gain is paired, over the table's first row. All runs are the preset `shapes` with three
 cycles where nothing else is said; Naive GRPO and joint runs see as many pictures as Co-GRPO does.
+The trained rows of a table, and the two sides of a statement, are of the same seeds.
 
 What was measured is in [results/reproduction](results/reproduction): copied to `runs/reproduce`, it
 lets the command go on, and only what is missing is trained and measured. What the figures mean, and

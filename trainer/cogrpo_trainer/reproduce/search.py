@@ -5,7 +5,7 @@ Held-out prompts are never looked at.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.schedule import ACTION_BOUNDS, ACTION_COLUMNS, ScheduleSpec, build_schedule
 from cogrpo_trainer.train.config import TrainConfig
 from cogrpo_trainer.train.prompts import Prompts
-
-if TYPE_CHECKING:
-    from cogrpo_trainer.reproduce.execute import Budget
 
 PROMPTS = 48
 SEED = 900_000
@@ -57,7 +54,7 @@ def _scorer(pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig) -> 
 
 
 def best_constant(
-    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig, budget: "Budget"
+    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig, candidates: int
 ) -> dict[str, Any]:
     """Guidance, temperatures and the ratio's exponent, the same at every step, by random search."""
     score = _scorer(pipe, composite, config)
@@ -65,7 +62,7 @@ def best_constant(
     rng = np.random.default_rng(SEED)
     steps = config.num_inference_steps
     best: tuple[float, dict[str, Any]] | None = None
-    for number in range(budget.search):
+    for number in range(candidates):
         gamma = 1.0 if number == 0 else float(np.exp(rng.uniform(np.log(0.6), np.log(3.0))))
         factor = np.ones(3) if number == 0 else np.exp(rng.normal(0, [0.2, 0.8, 0.4]))
         table = build_schedule(
@@ -80,11 +77,11 @@ def best_constant(
         if best is None or value > best[0]:
             best = (value, schedule)
     assert best is not None
-    return {"score": best[0], "candidates": budget.search, "schedule": best[1]}
+    return {"score": best[0], "candidates": candidates, "schedule": best[1]}
 
 
 def best_static(
-    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig, budget: "Budget"
+    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig
 ) -> dict[str, Any]:
     """A table of actions step by step, by the cross-entropy method over residuals at four knots.
 
