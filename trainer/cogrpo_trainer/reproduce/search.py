@@ -80,9 +80,7 @@ def best_constant(
     return {"score": best[0], "candidates": candidates, "schedule": best[1]}
 
 
-def best_static(
-    pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig
-) -> dict[str, Any]:
+def best_static(pipe: CoGRPOPipeline, composite: Composite, config: TrainConfig) -> dict[str, Any]:
     """A table of actions step by step, by the cross-entropy method over residuals at four knots.
 
     It sees as many pictures as a training with these settings does.
