@@ -19,6 +19,7 @@ from tests.trainer.train.conftest import composite
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # 15 by default: on a busy machine they never get on
     root = str(Path(__file__).parents[3])
     ray.init(
         num_cpus=2,

@@ -98,6 +98,32 @@ def test_jointly_each_part_learns_from_its_own_steps(
         assert difference < 1e-4 * float((expected * steps).abs().max())
 
 
+def test_jointly_the_last_pass_has_gradients_of_both_parts(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There data-parallel learners exchange them, whatever steps each of them has."""
+    config = make_config(mode="joint", model_phase={"steps": [0], "batch_size": 8})
+    trainer = Trainer(config, tmp_path, composite())
+    found = trainer.collect(place_of(config, 0))
+    learner = trainer.learners["joint"]
+    sample, step = all_steps(found.batch)
+    later = step > 0  # the model learns from the first alone
+    of_passes: list[bool] = []
+
+    def watched(*given: Any) -> Any:
+        of_passes.append(given[-1])
+        return learner.loss(*given)
+
+    monkeypatch.setattr(learner, "module", watched)
+    advantage = torch.ones_like(found.advantage_B)
+    chosen = sample[later], step[later]
+    loss, _ = learner.accumulate(found.batch, *chosen, advantage, found.conditions)
+    assert of_passes[0] is False and of_passes[-1] is True
+    gradients = [w.grad for w in trainer.checkpoint.transformer.parameters() if w.grad is not None]
+    assert gradients and all(not gradient.any() for gradient in gradients)
+    assert np.isfinite(loss)
+
+
 def test_blocks_alone_move(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(mode="model-only", model_phase={"blocks_only": True})
     trainer = Trainer(config, tmp_path, composite())

@@ -241,8 +241,10 @@ class Learner:
         # Data-parallel workers average their gradients; each gives its sum over the whole count.
         scale = self.fleet.world / max(count, 1.0)
         parts = self._passes(batch, sample_M, step_M, conditions)
-        passes = self.fleet.max(len(parts))
         nothing = sample_M.new_zeros(1), self.part != "schedule"
+        # The last pass exchanges gradients, so each learner's must have those of all weights.
+        unfinished = bool(parts) and parts[-1][1] != nothing[1]
+        passes = self.fleet.max(len(parts) + unfinished)
         total: dict[str, float] = {}
         loss_sum = 0.0
         for number in range(passes):
@@ -267,8 +269,8 @@ class Learner:
     ) -> list[tuple[Tensor, bool]]:
         """Indices of the steps of each pass, and whether the model's part is trained there.
 
-        Jointly, steps that the model does not learn from are apart and come first: data-parallel
-        learners exchange gradients in the last pass, which must have all of them.
+        Jointly, steps that the model does not learn from are apart and come first, as gradients of
+        both parts are wanted in the last pass.
         """
         model_M = torch.full_like(sample_M, self.part != "schedule", dtype=torch.bool)
         if self.part == "joint":
