@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,11 +51,18 @@ class TrainingRecords(Generic[Record]):
         """One record, or None for a name that is unknown or none."""
         if not self._is_name(name):
             return None
+        path = self._path(name)
         with away():
             try:
-                return self._kind.model_validate_json(self._path(name).read_bytes())
+                return self._kind.model_validate_json(path.read_bytes())
             except FileNotFoundError:
                 return None
+            except ValidationError as error:
+                fault = error.errors(include_input=False, include_url=False)[0]
+                raise TrainingAwayError(
+                    f"the record {path.parent.name}/{path.name} of the training folder is damaged "
+                    f"({fault['msg']}); restore it or remove it"
+                ) from None
 
     def all(self) -> list[Record]:
         """All of them, by falling names."""
@@ -138,11 +145,8 @@ def flocked(descriptor: int, kind: int, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def away() -> Iterator[None]:
-    """What the disk refuses, and a record that is none, becomes a `TrainingAwayError`."""
+    """What the disk refuses becomes a `TrainingAwayError`."""
     try:
         yield
     except OSError as error:
         raise TrainingAwayError(f"the training folder cannot be used ({error.strerror})") from error
-    except ValidationError as error:
-        fault: Any = error.errors(include_input=False, include_url=False)[0]
-        raise TrainingAwayError(f"a record of the training is damaged ({fault['msg']})") from None

@@ -43,7 +43,7 @@ def test_a_damaged_record_is_said_and_not_guessed(tmp_path: Path) -> None:
     cycles = Cycles(tmp_path)
     record = cycles.request("request")
     (tmp_path / "cycles" / f"{record.id}.json").write_text("{}")
-    with pytest.raises(TrainingAwayError, match="damaged"):
+    with pytest.raises(TrainingAwayError, match=f"cycles/{record.id}.json .*damaged.*remove"):
         cycles.get(record.id)
 
 

@@ -98,6 +98,32 @@ def test_a_cycle_begins_by_itself(
         assert cycles.records()[-1].trigger == trigger
 
 
+def test_a_damaged_record_is_named_once_and_stops_cycles_until_it_is_removed(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    monkeypatch: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun = threading.Event()
+
+    def step(trainer: Trainer) -> Any:
+        begun.set()
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    record = Cycles(tmp_path / "training").request("request")
+    file = tmp_path / "training" / "cycles" / f"{record.id}.json"
+    file.write_text("{")
+    config = daemon_config(tiny_checkpoint, tmp_path, every_seconds=0.05)
+    with running(config, tmp_path, redis_server.url):
+        assert not begun.wait(1)
+        file.unlink()
+        assert begun.wait(60)
+    said = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
+    assert len(said) == 1 and file.name in said[0]
+
+
 def test_a_folder_has_one_trainer(
     tiny_checkpoint: Path, tmp_path: Path, redis_server: RedisServer, monkeypatch: Any
 ) -> None:

@@ -18,8 +18,8 @@ from tests.trainer.train.conftest import composite
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # 15 by default: on a busy machine they never get on
+    # At Ray's nice level of 15 the workers of a busy machine would never get on.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     root = str(Path(__file__).parents[3])
     ray.init(
         num_cpus=2,

@@ -104,12 +104,16 @@ class Daemon:
             if not ours:
                 raise TrainingAwayError(f"another trainer is at work in {self._training_dir}")
             self._recover()
+            said = ""
             while not self._stop.is_set():
                 try:
                     if self._turn():
                         continue
+                    said = ""
                 except TrainingAwayError as error:
-                    logger.error("%s", error)
+                    if str(error) != said:  # it is the same every turn, until somebody mends it
+                        said = str(error)
+                        logger.error("%s", said)
                 self._stop.wait(self._poll_seconds)
 
     def _recover(self) -> None:
