@@ -122,26 +122,19 @@ def linear_token_logprob(
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form."""
-    if not _has_cpu_form(x):
-        return pointwise.gelu(x)
-    out: Tensor = pointwise.Gelu.apply(x)  # type: ignore[no-untyped-call]
-    return out
+    return pointwise.cpu_gelu(x) if _has_cpu_form(x) else pointwise.gelu(x)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Non-affine LayerNorm of x [B, S, D], then scale and shift [B, 1, D]."""
-    if not _has_cpu_form(x):
-        return pointwise.modulate(x, shift, scale)
-    out: Tensor = pointwise.Modulate.apply(x, shift, scale)  # type: ignore[no-untyped-call]
-    return out
+    form = pointwise.cpu_modulate if _has_cpu_form(x) else pointwise.modulate
+    return form(x, shift, scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor, rotation: Tensor | None = None) -> Tensor:
     """Root-mean-square norm of the last axis, and the rotation of x [..., S, heads, D] after it."""
-    if not _has_cpu_form(x):
-        return pointwise.rms_norm(x, weight, rotation)
-    out: Tensor = pointwise.RmsNorm.apply(x, weight, rotation)  # type: ignore[no-untyped-call]
-    return out
+    form = pointwise.cpu_rms_norm if _has_cpu_form(x) else pointwise.rms_norm
+    return form(x, weight, rotation)
 
 
 def _has_cpu_form(x: Tensor) -> bool:

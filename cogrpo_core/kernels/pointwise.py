@@ -34,7 +34,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, rotation: Tensor | None = None) -> Tensor:
     """Root-mean-square norm over the last axis in float32, given in x's type.
 
-    With `rotation` [2, S, D/2], cosines and sines, x is [..., S, heads, D], and each pair of
+    With `rotation` [S, D/2, 2], cosines and sines, x is [..., S, heads, D], and each pair of
     neighbouring channels is turned afterwards.
     """
     scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
@@ -44,10 +44,34 @@ def rms_norm(x: Tensor, weight: Tensor, rotation: Tensor | None = None) -> Tenso
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turns each pair of neighbouring channels of x [..., S, heads, D], in float32."""
-    cos, sin = rotation.unsqueeze(-2)
+    cos, sin = rotation.unsqueeze(-3).unbind(-1)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return pairs.flatten(-2).to(x.dtype)
+
+
+def cpu_gelu(x: Tensor) -> Tensor:
+    """`gelu` for float32 on a CPU."""
+    if not torch.is_grad_enabled():
+        return _gate(x).mul_(x)
+    out: Tensor = Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def cpu_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`modulate` for float32 on a CPU."""
+    if not torch.is_grad_enabled():
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+    out: Tensor = Modulate.apply(x, shift, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def cpu_rms_norm(x: Tensor, weight: Tensor, rotation: Tensor | None = None) -> Tensor:
+    """`rms_norm` for float32 on a CPU."""
+    if not torch.is_grad_enabled():
+        return _normed(x, _inverse_length(x), weight, rotation)
+    out: Tensor = RmsNorm.apply(x, weight, rotation)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Gelu(torch.autograd.Function):
@@ -70,7 +94,8 @@ class Gelu(torch.autograd.Function):
 
 
 def _gate(x: Tensor) -> Tensor:
-    return (x * x).mul_(_CUBIC * _TANH).add_(_TANH).mul_(x).sigmoid_()
+    out = x * x
+    return torch.addcmul(x, out, x, value=_CUBIC, out=out).mul_(_TANH).sigmoid_()
 
 
 class Modulate(torch.autograd.Function):
@@ -104,13 +129,9 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
+        inverse = _inverse_length(x)
         ctx.save_for_backward(x, weight, inverse, rotation)
-        out: Tensor = (x * inverse).mul_(weight)
-        if rotation is not None:
-            _pairs(out).mul_(_turn(rotation))
-        return out
+        return _normed(x, inverse, weight, rotation)
 
     @staticmethod
     @once_differentiable
@@ -129,10 +150,23 @@ class RmsNorm(torch.autograd.Function):
         return to_x, to_weight, None
 
 
+def _inverse_length(x: Tensor) -> Tensor:
+    """One over the root mean square of each row."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse: Tensor = length.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
+    return inverse
+
+
+def _normed(x: Tensor, inverse: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
+    out: Tensor = (x * inverse).mul_(weight)
+    if rotation is not None:
+        _pairs(out).mul_(_turn(rotation))
+    return out
+
+
 def _pairs(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def _turn(rotation: Tensor) -> Tensor:
-    cos, sin = rotation.unsqueeze(-2)
-    return torch.complex(cos, sin)
+    return torch.view_as_complex(rotation).unsqueeze(-2)

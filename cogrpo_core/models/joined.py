@@ -69,7 +69,7 @@ class JoinedTwoStream(nn.Module):
         text_in = self.text_in(modulate(text, *of_text[:2]))
         q, k, v = (heads(x, attn.head_dim) for x in image_in)
         text_q, text_k, text_v = (heads(x, attn.head_dim) for x in text_in)
-        turn = rope[:, length:]
+        turn = rope[length:]
         both = attend(
             torch.cat([attn.norm_added_q(text_q), attn.norm_q(q, turn)], dim=1),
             torch.cat([attn.norm_added_k(text_k), attn.norm_k(k, turn)], dim=1),

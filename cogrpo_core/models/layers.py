@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """x [..., dim]; with a rotation [2, S, dim/2], x is [..., S, heads, dim], turned after."""
+        """x [..., dim]; with a rotation [S, dim/2, 2], x is [..., S, heads, dim], turned after."""
         return rms_norm(x, self.weight, rotation)
 
 
@@ -78,11 +78,11 @@ class Upsample(nn.Module):
         patches: Tensor = flat.unflatten(-1, (-1, 2, 2))
         return patches.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
 
-    def parts(self, x: Tensor) -> Tensor:
-        """The four tokens of each cell of x [P, D], row by row: [4P, D]."""
-        weight = self.conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        out: Tensor = F.linear(self.norm(x), weight)
-        return _by_place(out)
+    def tokens(self, x: Tensor, cell: Tensor, corner: Tensor) -> Tensor:
+        """Some tokens of the cells x [P, D], each by its cell and its corner 0 ... 3: [K, D]."""
+        flat = F.linear(self.norm(x), self.conv.weight.flatten(1).t())
+        out: Tensor = flat.unflatten(-1, (-1, 4))[cell, :, corner]
+        return out
 
 
 class TwoLayer(nn.Module):
@@ -180,7 +180,7 @@ class JointAttention(nn.Module):
     def forward(self, image: Tensor, text: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """image [B, N, D] and text [B, L, D] in, the same two out."""
         dim, length = self.head_dim, text.shape[1]
-        turn = rope[:, length:]  # the text's rotation is the identity
+        turn = rope[length:]  # the text's rotation is the identity
         q = torch.cat(
             [
                 self.norm_added_q(heads(self.add_q_proj(text), dim)),
@@ -212,7 +212,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, first: int = 0) -> Tensor:
         """What the positions from `first` on read of all positions of x [B, S, D]."""
         dim = self.head_dim
-        q = self.norm_q(heads(self.to_q(x[:, first:]), dim), rope[:, first:])
+        q = self.norm_q(heads(self.to_q(x[:, first:]), dim), rope[first:])
         k = self.norm_k(heads(self.to_k(x), dim), rope)
         return attend(q, k, heads(self.to_v(x), dim))
 

@@ -17,7 +17,7 @@ def rope_table(
     """Cosines and sines of every position's rotation angles.
 
     Positions are `text_length` text tokens, then the `height` x `width` inner grid, row by row.
-    Gives [2, L+N, head_dim/2] in float32 (cosines first).
+    Gives [L+N, head_dim/2, 2] in float32 (cosines first).
     """
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
@@ -28,7 +28,7 @@ def rope_table(
         exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float64) / dim
         angles.append(positions[:, axis, None] * THETA**-exponents)
     angle = torch.cat(angles, dim=-1)
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
 
 @lru_cache(maxsize=32)

@@ -229,17 +229,16 @@ class MeissonicTransformer(nn.Module):
             states = self.states(token_ids, timestep, conditioning, rope)
             return states.hidden.flatten(0, 1).index_select(0, positions)
         both, emb, rope, length = self._trunk(token_ids, timestep, conditioning, rope)
-        wanted, place = positions, None
+        wanted = positions
         if self.config.upsample:
             cell, corner = _cell_of(positions, *token_ids.shape[1:])
-            wanted, slot = cell.unique(return_inverse=True)
-            place = 4 * slot + corner
+            wanted, place = cell.unique(return_inverse=True)
         features = self.project_from_hidden_norm(self._last_block(both, emb, rope, length, wanted))
         x = self.project_from_hidden(features)
-        if place is not None:
+        if self.config.upsample:
             upsample = self.up_block["upsample"]
             assert isinstance(upsample, Upsample)
-            x = upsample.parts(x).index_select(0, place)
+            x = upsample.tokens(x, place, corner)
         hidden: Tensor = self.mlm_layer(x)
         return hidden
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cogrpo_core.kernels import ops, pointwise
 
-ROTATION = torch.stack([torch.linspace(0, 3, 20).cos(), torch.linspace(0, 3, 20).sin()])
+ROTATION = torch.stack([torch.linspace(0, 3, 20).cos(), torch.linspace(0, 3, 20).sin()], dim=-1)
 
 
 def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Any, Any, Any, Any]] = {
         pointwise.rms_norm,
         ops.rms_norm,
         [(3, 5, 2, 8), (8,)],
-        (ROTATION.view(2, 5, 4),),
+        (ROTATION.view(5, 4, 2),),
     ),
 }
 
@@ -38,6 +38,8 @@ def test_values_and_gradients_are_those_of_float64(name: str) -> None:
     expected = definition(*exact, *rest)
     found = form(*given, *rest)
     assert torch.allclose(found.double(), expected.double(), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(form(*given, *rest), found)  # what samples is what is trained
     above = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
     # As attention's backward pass gives it: no longer contiguous.
     above = above.transpose(0, 1).contiguous().transpose(0, 1)

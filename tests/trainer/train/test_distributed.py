@@ -43,12 +43,15 @@ def test_two_learners_are_one(make_config, tmp_path, sharded):
     saved = load_state(tmp_path / "together" / "state")
     assert saved is not None
     assert saved.step == plain.iterations
-    for name, value in alone.trained.parameters().items():
-        assert torch.allclose(saved.parts["weights"][name], value, atol=2e-4), name
     start = Trainer(plain, tmp_path / "start", composite()).trained.parameters()
-    moved = max(
-        float((saved.parts["weights"][n] - v.detach()).abs().max()) for n, v in start.items()
-    )
+    moved = 0.0
+    for name, value in alone.trained.parameters().items():
+        update = (value - start[name]).detach()
+        difference = saved.parts["weights"][name] - value.detach()
+        # Adam moves a weight whose gradient is nothing but rounding by its sign, so that single
+        # ones may differ; all together hardly do.
+        assert difference.norm() <= 0.01 * update.norm() + 1e-5, name
+        moved = max(moved, float(update.abs().max()))
     assert moved > 1e-3  # there was something to agree on
 
 
