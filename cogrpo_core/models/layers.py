@@ -61,8 +61,8 @@ class Downsample(nn.Module):
     def parts(self, x: Tensor) -> Tensor:
         """What each x [U, D] adds to a cell from each of its four places, row by row: [4U, D]."""
         weight = self.conv.weight.permute(2, 3, 0, 1).flatten(0, 2)
-        out: Tensor = F.linear(self.norm(x), weight)
-        return _by_place(out)
+        out: Tensor = F.linear(self.norm(x), weight).unflatten(-1, (4, -1)).flatten(0, 1)
+        return out
 
 
 class Upsample(nn.Module):
@@ -144,12 +144,6 @@ class Sinusoids(nn.Module):
         """[...] of any type -> [..., dim]."""
         angles = x.float().unsqueeze(-1) * self.bits.view(torch.float32)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def _by_place(x: Tensor) -> Tensor:
-    """[P, 4D] -> [4P, D]: the four places of a cell, row by row."""
-    parts: Tensor = x.unflatten(-1, (4, -1))
-    return parts.flatten(0, 1)
 
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
