@@ -277,13 +277,9 @@ def _passes(
         (samples.num_steps_B - 1 - samples.step_B)[rows_R],
         Conditioning.cat([conditional, unconditional.select(rows_R[count:])]),
     )
-    features = None
-    if with_features:
-        states = transformer.states(*inputs)
-        features = states.features[:count]
-        hidden_RD = states.hidden.flatten(0, 1).index_select(0, position_R)
-    else:
-        hidden_RD = transformer.hidden_at(*inputs, position_R)
+    featured = count if with_features else 0
+    hidden_RD, rows_features = transformer.hidden_at(*inputs, position_R, featured=featured)
+    features = rows_features if with_features else None
     conditional_MD, rest_KD = hidden_RD.split([len(position_M), len(position_R) - len(position_M)])
     if second_K is not None:
         return conditional_MD, conditional_MD.index_copy(0, second_K, rest_KD), features
@@ -295,7 +291,10 @@ def _policy_actions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Actions [B,4], raw actions [B,4] and their log-density [B] (Eq. 14), in learned rows."""
     mean_B4 = policy(features, samples.step_B / samples.num_steps_B).float()
-    noise_B4 = action_noise(samples.seed_B, samples.step_B, mean_B4.shape[1])
+    noise_B4 = torch.zeros_like(mean_B4)
+    # To look who explores costs nothing on a CPU; elsewhere the host would wait.
+    if mean_B4.device.type != "cpu" or bool(samples.explore_B.any()):
+        noise_B4 = action_noise(samples.seed_B, samples.step_B, mean_B4.shape[1])
     raw_B4 = policy.sample(mean_B4, noise_B4 * samples.explore_B[:, None])
     used_B4 = used_actions(samples.step_B, samples.num_steps_B)
     logprob_B = policy.log_prob(raw_B4, mean_B4, used_B4)

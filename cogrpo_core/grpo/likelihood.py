@@ -16,7 +16,7 @@ from torch import Tensor
 from cogrpo_core.denoise import guide
 from cogrpo_core.grpo.batch import Distinct, Steps
 from cogrpo_core.models.schedule_policy import SchedulePolicy
-from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer, States
+from cogrpo_core.models.transformer import Conditioning, MeissonicTransformer
 from cogrpo_core.schedule import GUIDANCE_SCALE, SAMPLE_TEMPERATURE
 
 
@@ -61,8 +61,7 @@ def token_likelihood(
 
     The conditionings have a row a step. One forward pass of 2M rows, or of those of `distinct`;
     only the filled positions go through the last layers, and through the head chunk by chunk: their
-    logits never exist as a whole. With `features` the last layers compute all positions, and the
-    features are given.
+    logits never exist as a whole. With `features`, what the scheduling policy reads is given too.
     """
     num_tokens = steps.filled_MN.shape[1]
     position_K = steps.filled_MN.flatten().nonzero()[:, 0]
@@ -77,11 +76,15 @@ def token_likelihood(
         place_2K = distinct.place_S[position_2K // num_tokens]
         position_2K = place_2K * num_tokens + position_2K % num_tokens
     inputs = state_RN.unflatten(1, steps.grid), remaining_R, conditioning
+    # Any of the distinct rows may be of a conditional pass; all M first ones are, without them.
+    conditional_rows = len(steps) if distinct is None else len(state_RN)
+    hidden_2KD, seen_RDhw = transformer.hidden_at(
+        *inputs, position_2K, featured=conditional_rows if features else 0
+    )
+    features_MDhw = None
     if features:
-        states = transformer.states(*inputs)
-        hidden_2KD = states.hidden.flatten(0, 1).index_select(0, position_2K)
-    else:
-        hidden_2KD = transformer.hidden_at(*inputs, position_2K)
+        seen_RDhw = seen_RDhw.detach()
+        features_MDhw = seen_RDhw if distinct is None else seen_RDhw[distinct.place_S[: len(steps)]]
     actions_K4 = steps.actions_M4[step_K]
     conditional_KD, unconditional_KD = hidden_2KD.chunk(2)
     guided_KD = guide(conditional_KD, unconditional_KD, actions_K4[:, GUIDANCE_SCALE])
@@ -95,14 +98,8 @@ def token_likelihood(
         states_KD=states_KD,
         head=transformer.head,
         temperature_K=temperature_K,
-        features_MDhw=_conditional_features(states, steps, distinct) if features else None,
+        features_MDhw=features_MDhw,
     )
-
-
-def _conditional_features(states: States, steps: Steps, distinct: Distinct | None) -> Tensor:
-    """Those of each step, [M,D,h,w]; without gradient."""
-    features = states.features.detach()
-    return features[: len(steps)] if distinct is None else features[distinct.place_S[: len(steps)]]
 
 
 @torch.no_grad()

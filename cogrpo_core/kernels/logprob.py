@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cogrpo_core.kernels.sample import FLOOR
+
 CPU_CHUNK = 2**20
 """Logits in one chunk on a CPU: 4 MB, which stay in its caches between the passes over them."""
 DEVICE_CHUNK = 2**25
@@ -28,18 +30,21 @@ Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
 def forward(logits_MV: Tensor, temperature_M: Tensor, token_M: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(l / tau)_token [M] and, for the backward pass, the row's normaliser [M,2].
 
-    The normaliser is max l and log sum exp((l - max l) / tau); only the kernel reads it, the
-    definition leaves it empty. Float32, or float64 for such logits. A row that is no distribution
-    gives NaN, as in sample.py.
+    The normaliser is max l and log sum exp((l - max l) / tau). Float32, or float64 for such logits.
+    A row that is no distribution gives NaN, as in sample.py.
     """
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     logprob_M = torch.empty_like(temperature_M, dtype=wide)
+    normaliser_M2 = logprob_M.new_empty(len(logprob_M), 2)
     for rows in chunks(logits_MV.shape[0], logits_MV.shape[1], logits_MV.device):
-        tempered_mV = logits_MV[rows].to(wide) / temperature_M[rows, None]
-        # One pass over a row that is in the cache; exp, sum and log apart are four over the chunk.
-        logprob_mV = tempered_mV.log_softmax(dim=1)
-        logprob_M[rows] = logprob_mV.gather(1, token_M[rows, None])[:, 0]
-    return logprob_M, logprob_M.new_empty(len(logprob_M), 0)
+        logits_mV = logits_MV[rows].to(wide)
+        high_m1 = logits_mV.amax(dim=1, keepdim=True)
+        tempered_mV = (logits_mV - high_m1).div_(temperature_M[rows, None])
+        chosen_m1 = tempered_mV.gather(1, token_M[rows, None])
+        log_total_m1 = tempered_mV.clamp_(min=FLOOR).exp_().sum(dim=1, keepdim=True).log_()
+        logprob_M[rows] = (chosen_m1 - log_total_m1)[:, 0]
+        normaliser_M2[rows] = torch.cat([high_m1, log_total_m1], dim=1)
+    return logprob_M, normaliser_M2
 
 
 def backward(
@@ -56,10 +61,12 @@ def backward(
     """
     wide = normaliser_M2.dtype
     for rows in chunks(logits_MV.shape[0], logits_MV.shape[1], logits_MV.device):
-        scale_m1 = (grad_M[rows] / temperature_M[rows])[:, None].to(wide)
-        share_mV = (logits_MV[rows].to(wide) / temperature_M[rows, None]).softmax(dim=1)
-        share_mV.mul_(-scale_m1).scatter_add_(1, token_M[rows, None], scale_m1)
-        out_MV[rows] = share_mV
+        temperature_m1 = temperature_M[rows, None]
+        high_m1, log_total_m1 = normaliser_M2[rows].split(1, dim=1)
+        scale_m1 = (grad_M[rows, None] / temperature_m1).to(wide)
+        tempered_mV = (logits_MV[rows].to(wide) - high_m1).div_(temperature_m1)
+        grad_mV = tempered_mV.clamp_(min=FLOOR).exp_().mul_(-scale_m1 * torch.exp(-log_total_m1))
+        out_MV[rows] = grad_mV.scatter_add_(1, token_M[rows, None], scale_m1)
     return out_MV
 
 

@@ -85,6 +85,34 @@ class Upsample(nn.Module):
         return out
 
 
+class TokenEmbedding(nn.Module):
+    """Token ids [B, H, W] -> [B, H, W, D]."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(vocab_size, dim)
+        self.layer_norm = RMSNorm(dim)
+        self.conv = PointwiseConv(dim, dim)
+
+    def forward(self, token_ids_BHW: Tensor) -> Tensor:
+        x: Tensor = self.conv(self.layer_norm(self.embeddings(token_ids_BHW)))
+        return x
+
+
+class Head(nn.Module):
+    """States -> logits; `conv2`, the last layer, is linear and is applied apart from the rest."""
+
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__()
+        self.conv1 = PointwiseConv(dim, dim)
+        self.layer_norm = RMSNorm(dim)
+        self.conv2 = PointwiseConv(dim, codebook_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.layer_norm(self.conv1(x))
+        return normed
+
+
 class TwoLayer(nn.Module):
     """Linear, SiLU, Linear."""
 

@@ -21,10 +21,12 @@ from cogrpo_core.models.layers import (
     AdaNorm,
     Conv2x2,
     Downsample,
+    Head,
     PointwiseConv,
     RMSNorm,
     SingleStreamBlock,
     Sinusoids,
+    TokenEmbedding,
     TwoLayer,
     TwoStreamBlock,
     Upsample,
@@ -80,34 +82,6 @@ class TransformerOutput:
     """[B, V, H, W]."""
     features: Tensor
     """[B, D, h, w], as in `States`."""
-
-
-class TokenEmbedding(nn.Module):
-    """Token ids [B, H, W] -> [B, H, W, D]."""
-
-    def __init__(self, vocab_size: int, dim: int) -> None:
-        super().__init__()
-        self.embeddings = nn.Embedding(vocab_size, dim)
-        self.layer_norm = RMSNorm(dim)
-        self.conv = PointwiseConv(dim, dim)
-
-    def forward(self, token_ids_BHW: Tensor) -> Tensor:
-        x: Tensor = self.conv(self.layer_norm(self.embeddings(token_ids_BHW)))
-        return x
-
-
-class Head(nn.Module):
-    """States -> logits; `conv2`, the last layer, is linear and is applied apart from the rest."""
-
-    def __init__(self, dim: int, codebook_size: int) -> None:
-        super().__init__()
-        self.conv1 = PointwiseConv(dim, dim)
-        self.layer_norm = RMSNorm(dim)
-        self.conv2 = PointwiseConv(dim, codebook_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.layer_norm(self.conv1(x))
-        return normed
 
 
 class MeissonicTransformer(nn.Module):
@@ -219,28 +193,40 @@ class MeissonicTransformer(nn.Module):
         conditioning: Conditioning,
         positions: Tensor,
         rope: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        featured: int = 0,
+    ) -> tuple[Tensor, Tensor]:
         """The `hidden` of `states` at `positions` [K], indices into the B*N tokens: [K, D].
 
-        On a CPU the last layers compute nothing else. Elsewhere the host would have to wait for the
-        number of cells that they need.
+        And the `features` of the first `featured` rows. On a CPU the last layers compute nothing
+        else. Elsewhere the host would have to wait for the number of cells that they need.
         """
         if self.fixed_shapes or not _sizes_are_known(token_ids):
             states = self.states(token_ids, timestep, conditioning, rope)
-            return states.hidden.flatten(0, 1).index_select(0, positions)
+            hidden = states.hidden.flatten(0, 1).index_select(0, positions)
+            return hidden, states.features[:featured]
         both, emb, rope, length = self._trunk(token_ids, timestep, conditioning, rope)
-        wanted = positions
+        cell, corner, grid = positions, None, self._inner(*token_ids.shape[1:])
         if self.config.upsample:
             cell, corner = _cell_of(positions, *token_ids.shape[1:])
-            wanted, place = cell.unique(return_inverse=True)
-        features = self.project_from_hidden_norm(self._last_block(both, emb, rope, length, wanted))
-        x = self.project_from_hidden(features)
-        if self.config.upsample:
+        # First all cells of the featured rows, then those of the others that hold a position.
+        whole = featured * grid[0] * grid[1]
+        needed, place = cell.unique(return_inverse=True)
+        inside, others = needed[needed < whole], needed[needed >= whole]
+        wanted = torch.cat([torch.arange(whole, device=cell.device), others])
+        normed = self.project_from_hidden_norm(self._last_block(both, emb, rope, length, wanted))
+        features = normed[:whole].unflatten(0, (featured, *grid)).movedim(-1, 1)
+        if whole:
+            normed = torch.cat([normed.index_select(0, inside), normed[whole:]])
+        x = self.project_from_hidden(normed)
+        if corner is None:
+            x = x.index_select(0, place)
+        else:
             upsample = self.up_block["upsample"]
             assert isinstance(upsample, Upsample)
             x = upsample.tokens(x, place, corner)
-        hidden: Tensor = self.mlm_layer(x)
-        return hidden
+        hidden = self.mlm_layer(x)
+        return hidden, features
 
     def _trunk(
         self,

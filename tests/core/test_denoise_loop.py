@@ -70,9 +70,9 @@ def test_guidance_one_needs_no_unconditional_pass(model, conditioning, monkeypat
     rows = []
     hidden_at = model.transformer.hidden_at
 
-    def counted(token_ids, *rest):
+    def counted(token_ids, *rest, **options):
         rows.append(len(token_ids))
-        return hidden_at(token_ids, *rest)
+        return hidden_at(token_ids, *rest, **options)
 
     monkeypatch.setattr(model.transformer, "hidden_at", counted)
     off, on = meissonic(3, guidance_scale=1.0), meissonic(3, guidance_scale=4.0)
@@ -221,9 +221,9 @@ def test_samples_that_begin_alike_share_their_first_pass(
     for name in ("hidden_at", "states"):
         inner = getattr(transformer, name)
 
-        def counted(token_ids, *rest, inner=inner):
+        def counted(token_ids, *rest, inner=inner, **options):
             rows.append(len(token_ids))
-            return inner(token_ids, *rest)
+            return inner(token_ids, *rest, **options)
 
         monkeypatch.setattr(transformer, name, counted)
     tables = [

@@ -52,9 +52,15 @@ class TableModel:
         return States(hidden=hidden, features=hidden.detach())
 
     def hidden_at(
-        self, token_ids: Tensor, time: Tensor, conditioning: Conditioning, positions: Tensor
-    ) -> Tensor:
-        return self.states(token_ids, time, conditioning).hidden.flatten(0, 1)[positions]
+        self,
+        token_ids: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        positions: Tensor,
+        featured: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        states = self.states(token_ids, time, conditioning)
+        return states.hidden.flatten(0, 1)[positions], states.features[:featured]
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden

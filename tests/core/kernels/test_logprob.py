@@ -69,6 +69,19 @@ def test_value_and_gradient_are_those_of_float64(interpreted, codes, dtype):
         assert torch.allclose(found[1].double(), grad_MV, rtol=rounding, atol=1e-6)
 
 
+def test_cold_rows_have_no_subnormal_numbers():
+    """A CPU computes with them many times slower; below the floor a gradient is nothing."""
+    logits_MV, _, token_M, grad_M = problem(6, 300)
+    temperature_M = torch.full_like(grad_M, 0.1)
+    value_M, grad_MV = gradients("token_logprob", (logits_MV,), (temperature_M, token_M), grad_M)
+    assert (logits_MV.amax(1) - logits_MV.amin(1) > 10).all()  # weights down to exp(-100)
+    assert grad_MV.abs().min() > 1e-30
+    expected_M, expected_MV = exact_logits(logits_MV, temperature_M, token_M, grad_M)
+    assert value_M.min() < -60  # exact below the floor too
+    assert torch.allclose(value_M.double(), expected_M, rtol=1e-6, atol=3e-6)
+    assert torch.allclose(grad_MV.double(), expected_MV, rtol=1e-5, atol=1e-20)
+
+
 def test_gradcheck_against_float64(monkeypatch):
     monkeypatch.setattr(logprob, "CPU_CHUNK", 12)  # several chunks, the last one smaller
     leaves, rest, _ = linear_problem(5, 6, 3, torch.float64)

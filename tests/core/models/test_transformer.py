@@ -184,6 +184,27 @@ def test_features_are_the_inner_grid_before_the_last_projection() -> None:
     torch.testing.assert_close(hidden.flatten(1, 2), states.hidden)
 
 
+@pytest.mark.parametrize(("model", "case"), [("meissonic-tiny", 0), *EACH_CASE[3:]])
+@pytest.mark.parametrize("featured", [0, 1, 2])
+def test_states_of_some_positions_are_those_of_all(model: str, case: int, featured: int) -> None:
+    """Two rows, whatever cells the positions share, and the features of the first rows."""
+    transformer = MeissonicTransformer.from_pretrained(GOLDEN / model / "transformer")
+    inputs, _ = golden_case(model, case)
+    conditioning = conditioned(transformer, inputs).select([0, 0])
+    tokens = inputs["token_ids"][:1].repeat(2, 1, 1)
+    tokens[1, :2] = 3
+    step = (tokens, torch.tensor([5, 2]), conditioning)
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randperm(tokens.numel(), generator=generator)
+    with torch.no_grad():
+        states = transformer.states(*step)
+        for some in (positions[:7], positions[positions < 3], positions[:0], positions):
+            hidden, features = transformer.hidden_at(*step, some, featured=featured)
+            expected = states.hidden.flatten(0, 1)[some]
+            torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(features, states.features[:featured], atol=1e-5, rtol=0)
+
+
 def test_one_billion_parameters_in_the_public_layout() -> None:
     config = TransformerConfig.model_validate(
         {

@@ -102,9 +102,9 @@ def test_a_step_is_one_pass_over_the_samples_that_have_steps_left(
     rows: list[int] = []
     hidden_at = transformer.hidden_at
 
-    def count(tokens: Any, remaining: Any, *rest: Any) -> Any:
+    def count(tokens: Any, remaining: Any, *rest: Any, **options: Any) -> Any:
         rows.append(len(remaining))
-        return hidden_at(tokens, remaining, *rest)
+        return hidden_at(tokens, remaining, *rest, **options)
 
     monkeypatch.setattr(transformer, "hidden_at", count)
     for future in submit(batched, [2, 5, 3, 5]):
@@ -126,9 +126,9 @@ def test_the_static_kind_keeps_its_shape_and_gives_the_same_tokens(
     rows: list[int] = []
     hidden_at = static.checkpoint.transformer.hidden_at
 
-    def count(tokens: Any, remaining: Any, *rest: Any) -> Any:
+    def count(tokens: Any, remaining: Any, *rest: Any, **options: Any) -> Any:
         rows.append(len(remaining))
-        return hidden_at(tokens, remaining, *rest)
+        return hidden_at(tokens, remaining, *rest, **options)
 
     monkeypatch.setattr(static.checkpoint.transformer, "hidden_at", count)
     made = static.generate(jobs)

@@ -65,7 +65,8 @@ def _logits_gap(pipe: CoGRPOPipeline, conditions: Any, grid: tuple[int, int]) ->
     tokens[torch.rand(tokens.shape, generator=generator) < 0.6] = model.config.mask_token_id
     tokens, time = tokens.to(pipe.device), torch.tensor([3], device=pipe.device)
     position = (tokens.flatten() == model.config.mask_token_id).nonzero()[:, 0]
-    ours = model.head(model.hidden_at(tokens, time, conditional, position))
+    hidden, _ = model.hidden_at(tokens, time, conditional, position)
+    ours = model.head(hidden)
     with baseline.definitions():
         plain = baseline.all_logits(model, tokens, time, conditional)
     return float((ours - plain.flatten(0, 1)[position]).abs().max())
