@@ -106,7 +106,7 @@ class SchedulePolicy(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             emb = F.silu(self.time_embed(self.sinusoids(time.float() * TIME_SCALE)))
             x = self.norm(self.project(features.float().movedim(1, -1)), emb)
-            x = F.gelu(self.depthwise(x.movedim(-1, 1).contiguous())).movedim(1, -1)
+            x = F.gelu(self.depthwise(x.movedim(-1, 1))).movedim(1, -1)
             x = F.gelu(self.pointwise(x)).flatten(1, 2)
             x = self.mlp_in(torch.cat([x.mean(1), x.amax(1)], dim=-1))
             x = F.gelu(self.mlp_out(F.gelu(self.mlp_norm(x, emb))))
