@@ -284,9 +284,10 @@ class MeissonicTransformer(nn.Module):
         corner = torch.arange(4, device=token_ids.device).view(2, 2)
         index = 4 * place_BHW.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)) + corner[:, None]
         assert isinstance(downsample, Downsample)
-        parts = F.embedding(index.transpose(2, 3).flatten(3), downsample.parts(x))
-        cells: Tensor = parts.sum(dim=3).flatten(1, 2)
-        return cells
+        corners = index.transpose(2, 3).flatten(3).flatten(0, 2)
+        cells: Tensor = F.embedding_bag(corners, downsample.parts(x), mode="sum")
+        by_row: Tensor = cells.unflatten(0, (len(token_ids), -1))
+        return by_row
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         return (height // 2, width // 2) if self.config.downsample else (height, width)
