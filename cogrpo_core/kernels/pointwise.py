@@ -2,8 +2,7 @@
 
 Each pair gives the same to float rounding. The definition is what a compiler fuses, and what runs
 on a GPU; eagerly it makes a pass over memory for each sign of its formula, forward and backward.
-The forms for CPUs have both written out: fewer passes, in place, with less kept in between. ops.py
-picks.
+The forms for CPUs make fewer passes, in place, with less kept in between. ops.py picks.
 
 Shape letters: S positions, D width, `...` any axes before them.
 """
@@ -53,17 +52,14 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def cpu_gelu(x: Tensor) -> Tensor:
     """`gelu` for float32 on a CPU."""
     if not torch.is_grad_enabled():
-        return _gate(x).mul_(x)
+        return _gelu(x)
     out: Tensor = Gelu.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 def cpu_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`modulate` for float32 on a CPU."""
-    if not torch.is_grad_enabled():
-        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
-    out: Tensor = Modulate.apply(x, shift, scale)  # type: ignore[no-untyped-call]
-    return out
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
 
 
 def cpu_rms_norm(x: Tensor, weight: Tensor, rotation: Tensor | None = None) -> Tensor:
@@ -80,48 +76,20 @@ class Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _gate(x).mul_(x)
+        return _gelu(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x: Tensor = ctx.saved_tensors[0]
-        share = _gate(x)
-        # d/dx [x s(u)] = s (1 + x u' (1 - s)) with u' = TANH (1 + 3 CUBIC x^2)
-        slope = (x * x).mul_(3 * _CUBIC * _TANH).add_(_TANH).mul_(x)
-        slope.addcmul_(slope, share, value=-1).add_(1)
-        return slope.mul_(share).mul_(grad)
+        to_x: Tensor = torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+        return to_x
 
 
-def _gate(x: Tensor) -> Tensor:
-    out = x * x
-    return torch.addcmul(x, out, x, value=_CUBIC, out=out).mul_(_TANH).sigmoid_()
-
-
-class Modulate(torch.autograd.Function):
-    """Keeps the normed x and one number a position."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        normed, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
-        factor = 1 + scale
-        ctx.save_for_backward(normed, inverse, factor)
-        return torch.addcmul(shift, normed, factor)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        normed, inverse, factor = ctx.saved_tensors
-        width, column = normed.shape[-1], factor.transpose(1, 2)
-        product = grad * normed
-        to_shift = grad.sum(dim=1, keepdim=True)
-        to_scale = product.sum(dim=1, keepdim=True)
-        if not ctx.needs_input_grad[0]:
-            return None, to_shift, to_scale
-        to_x = grad * factor
-        to_x.sub_(torch.bmm(grad, column).div_(width))
-        to_x.addcmul_(normed, torch.bmm(product, column).div_(width), value=-1)
-        return to_x.mul_(inverse), to_shift, to_scale
+def _gelu(x: Tensor) -> Tensor:
+    gate = x * x
+    torch.addcmul(x, gate, x, value=_CUBIC, out=gate).mul_(_TANH).sigmoid_()
+    return gate.mul_(x)
 
 
 class RmsNorm(torch.autograd.Function):

@@ -28,6 +28,9 @@ SIZES = {
 """Those of the embedded model in training and sampling, and of Meissonic's 1B."""
 AT_LEAST = 0.005
 """Seconds of one measurement on a GPU."""
+COLD = 0.2
+"""A sampling temperature as learned schedules choose it. Logits of the size here then have weights
+below 1e-38, which slow a CPU down."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def _cases(device: torch.device, size: dict[str, int]) -> Iterator[tuple[str, Ca
     )
     yield "linear_token_logprob, forward and backward", _linear(device, size, dtype)
     if not on_gpu:  # elsewhere the definition is what runs
+        yield from _cold(device, size)
         yield from _layers(device, size)
 
 
@@ -199,9 +203,11 @@ def _both(op: Callable[..., Tensor], *leaves: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(op(*leaves).sum(), leaves)
 
 
-def _logprob(device: torch.device, rows: int, codes: int, dtype: torch.dtype) -> Case:
+def _logprob(
+    device: torch.device, rows: int, codes: int, dtype: torch.dtype, temperature: float = 1.0
+) -> Case:
     logits = (3 * torch.randn(rows, codes, device=device)).to(dtype).requires_grad_()
-    tau = torch.ones(rows, device=device)
+    tau = torch.full((rows,), temperature, device=device)
     token = torch.randint(0, codes, (rows,), device=device)
 
     def plain(logits: Tensor) -> Tensor:
@@ -240,6 +246,27 @@ def _linear(device: torch.device, size: dict[str, int], dtype: torch.dtype) -> C
 
     traffic = 2 * states.nbytes + 3 * weight.nbytes
     return Case(_both(fused, states, weight), _both(plain, states, weight), traffic, gradient=True)
+
+
+def _cold(device: torch.device, size: dict[str, int]) -> Iterator[tuple[str, Case]]:
+    """At a low temperature, against torch's own operations, which know no floor."""
+    rows, codes = size["rows"], size["codes"]
+    logits = 3 * torch.randn(rows, codes, device=device)
+    tau, uniform = torch.full((rows,), COLD, device=device), torch.rand(rows, device=device)
+
+    def plain() -> tuple[Tensor, ...]:
+        tempered = logits / tau[:, None]
+        token = tempered.softmax(dim=1).multinomial(1)
+        return token, *(each.log_softmax(dim=1).gather(1, token) for each in (tempered, logits))
+
+    yield (
+        f"sample_tokens, temperature {COLD}",
+        Case(lambda: ops.sample_tokens(logits, tau, uniform), plain, logits.nbytes + 24 * rows),
+    )
+    yield (
+        f"token_logprob, temperature {COLD}, forward and backward",
+        _logprob(device, rows, codes, torch.float32, COLD),
+    )
 
 
 def _layers(device: torch.device, size: dict[str, int]) -> Iterator[tuple[str, Case]]:
