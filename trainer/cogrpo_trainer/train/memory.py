@@ -9,7 +9,7 @@ from cogrpo_trainer.train.config import TrainConfig
 
 FLOAT = 4
 GIB = 1 << 30
-ACTIVATIONS_A_BLOCK = 22
+ACTIVATIONS_A_BLOCK = 26
 """Values of width D that a block keeps for its backward pass, a position; a test measures it."""
 
 
