@@ -13,7 +13,7 @@ CPU_CHUNK = 2**18
 FLOOR = -60.0
 """No weight is made smaller than exp(FLOOR) = 9e-27. That is nothing beside the largest weight, 1,
 and beside the least that a draw asks for, 6e-8 of the total; but numbers below 1e-38, where low
-temperatures lead, take a CPU up to 50 times longer."""
+temperatures lead, take a CPU many times longer."""
 
 
 class Draw(NamedTuple):
