@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_core.rewards.composite import Composite
@@ -224,8 +225,8 @@ class Laboratory:
         assert (target / "model_index.json").exists()
         return target
 
-    def seconds(self, wanted: Sequence[Measure], pictures: int = 12) -> list[float]:
-        """Median time of one picture on the CPU, of each, policy included, decoding not.
+    def seconds(self, wanted: Sequence[Measure], pictures: int = 21) -> list[float]:
+        """Median time of one picture on one core, of each: text and policy included, not decoding.
 
         All are timed in turn, picture by picture, so that what else the machine does meets all
         alike; what was timed together stays until settings change.
@@ -241,6 +242,8 @@ class Laboratory:
         pipes = {folder: CoGRPOPipeline.from_pretrained(folder) for folder in set(folders)}
         prompts = held_out_prompts(7)
         times: dict[str, list[float]] = {each.key: [] for each in wanted}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         for i in range(pictures):
             for each, folder, schedule in zip(wanted, folders, schedules, strict=True):
                 began = time.perf_counter()
@@ -252,6 +255,7 @@ class Laboratory:
                     output_type="tokens",
                 )
                 times[each.key].append(time.perf_counter() - began)
+        torch.set_num_threads(threads)
         seconds = {key: float(np.median(taken)) for key, taken in times.items()}
         path.write_text(json.dumps({"settings": settings, "seconds": seconds}, indent=1))
         return list(seconds.values())
