@@ -11,8 +11,8 @@ from torch import Tensor
 CPU_CHUNK = 2**18
 """Logits of the rows that are drawn at a time on a CPU: 1 MB, which stay in its cache."""
 FLOOR = -60.0
-"""No tempered weight is made smaller than exp(FLOOR) = 9e-27. That is nothing beside the largest, 1,
-and beside the least that a draw asks for, 6e-8 of the total; but numbers below 1e-38, where low
+"""No tempered weight is made smaller than exp(FLOOR) = 9e-27. That is nothing beside the largest,
+1, and beside the least that a draw asks for, 6e-8 of the total; but numbers below 1e-38, where low
 temperatures lead, take a CPU many times longer."""
 
 
