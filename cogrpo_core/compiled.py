@@ -81,13 +81,15 @@ class _Steps:
         rows, *grid = token_ids.shape
         length = conditioning.text.shape[1]
         key = (bucket(rows), *grid, length)
-        if key not in self._fixed:
-            with _recording:
-                if self._joined is None:
-                    self._joined = JoinedSteps(self._transformer, self._compile)
-                if key not in self._fixed:
-                    self._fixed[key] = _FixedRows(self._joined, *key)
-        return self._fixed[key](token_ids, timestep, conditioning)
+        # Graphs, and the memory that they keep, are the same for whoever calls first.
+        with torch.inference_mode(False), torch.no_grad():
+            if key not in self._fixed:
+                with _recording:
+                    if self._joined is None:
+                        self._joined = JoinedSteps(self._transformer, self._compile)
+                    if key not in self._fixed:
+                        self._fixed[key] = _FixedRows(self._joined, *key)
+            return self._fixed[key](token_ids, timestep, conditioning)
 
     def _compile(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         return _compiled(piece, self._backend)

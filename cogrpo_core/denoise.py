@@ -163,7 +163,6 @@ class Turn:
     `denoise` only where it is asked for."""
 
 
-@torch.no_grad()
 def denoise_turn(
     transformer: MeissonicTransformer,
     samples: Samples,
@@ -179,33 +178,37 @@ def denoise_turn(
     `ahead` is what the host knows of the step, and `grid` is (H, W) with N = H*W. Without a policy,
     learned samples take the actions of their schedule: so a logged trajectory is replayed. Samples
     with guidance 1 that are not learned skip the unconditional pass. The host waits for nothing.
+    What it makes are inference tensors, which no gradient can be taken through; a copy is none.
     """
-    rows_B = torch.arange(len(samples.step_B), device=samples.step_B.device)
-    actions_B4 = samples.schedule_BT4[rows_B, samples.step_B]
-    mask_token_id = transformer.config.mask_token_id
-    position_M = true_positions(masked_positions(samples, mask_token_id), ahead.masked)
-    acting = policy if ahead.learned else None
-    passes = _passes if not ahead.alike else _first_passes
-    conditional_MD, unconditional_MD, features = passes(
-        transformer,
-        samples,
-        conditional,
-        unconditional,
-        position_M,
-        ahead,
-        grid,
-        with_features=acting is not None,
-    )
-    raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
-    if acting is not None and features is not None:
-        actions_B4, raw_B4, logprob_B = _policy_actions(acting, samples, features, actions_B4)
+    # Gathered weights must not be inference tensors: training gathers into the same memory.
+    quiet = torch.no_grad if transformer.sharded else torch.inference_mode
+    with quiet():
+        rows_B = torch.arange(len(samples.step_B), device=samples.step_B.device)
+        actions_B4 = samples.schedule_BT4[rows_B, samples.step_B]
+        mask_token_id = transformer.config.mask_token_id
+        position_M = true_positions(masked_positions(samples, mask_token_id), ahead.masked)
+        acting = policy if ahead.learned else None
+        passes = _passes if not ahead.alike else _first_passes
+        conditional_MD, unconditional_MD, features = passes(
+            transformer,
+            samples,
+            conditional,
+            unconditional,
+            position_M,
+            ahead,
+            grid,
+            with_features=acting is not None,
+        )
+        raw_B4, logprob_B = torch.zeros_like(actions_B4), torch.zeros_like(actions_B4[:, 0])
+        if acting is not None and features is not None:
+            actions_B4, raw_B4, logprob_B = _policy_actions(acting, samples, features, actions_B4)
 
-    sample_M = position_M // samples.tokens_BN.shape[1]
-    scale_M = actions_B4[sample_M, GUIDANCE_SCALE]
-    states_MD = guide(conditional_MD, unconditional_MD, scale_M).to(conditional_MD.dtype)
-    logits_MV = transformer.head(states_MD)
-    stepped = denoise_step(samples, logits_MV, actions_B4, mask_token_id)
-    return Turn(stepped, actions_B4, raw_B4, logprob_B, features)
+        sample_M = position_M // samples.tokens_BN.shape[1]
+        scale_M = actions_B4[sample_M, GUIDANCE_SCALE]
+        states_MD = guide(conditional_MD, unconditional_MD, scale_M).to(conditional_MD.dtype)
+        logits_MV = transformer.head(states_MD)
+        stepped = denoise_step(samples, logits_MV, actions_B4, mask_token_id)
+        return Turn(stepped, actions_B4, raw_B4, logprob_B, features)
 
 
 def _first_passes(

@@ -96,6 +96,8 @@ class MeissonicTransformer(nn.Module):
         self.config = config
         self.fixed_shapes = False
         """Whether `states` runs as graphs of one shape each, as compiled.py makes them."""
+        self.sharded = False
+        """Whether each process holds a part of the weights, which are gathered when needed."""
         dim, head_dim = config.dim, config.attention_head_dim
         self.sinusoids = Sinusoids(SINUSOID_DIM)
         self.time_text_embed = nn.ModuleDict(

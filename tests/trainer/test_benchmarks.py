@@ -108,7 +108,7 @@ def test_every_kernel_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"rows": 6, "codes": 32, "dim": 16, "samples": 2, "tokens": 16, "positions": 5}
     monkeypatch.setitem(kernels.SIZES, "cpu", small)
     found = kernels.compare_kernels(torch.device("cpu"), rounds=1, compiled=False)
-    assert len(found["ops"]) == 7
+    assert len(found["ops"]) == 9
     for row in found["ops"].values():
         assert row["faster"].keys() == {"eager"}
         assert row["seconds"]["cogrpo"]["wall"] > 0

@@ -58,6 +58,7 @@ def shard(transformer: MeissonicTransformer) -> None:
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         fully_shard(block)
     fully_shard(transformer)
+    transformer.sharded = True
     # What sampler and learner call; each gathers the weights outside of the blocks.
     for name in ("condition", "states", "hidden_at", "head", "token_logprob"):
         register_fsdp_forward_method(transformer, name)
