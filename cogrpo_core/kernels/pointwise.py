@@ -87,9 +87,8 @@ class Gelu(torch.autograd.Function):
 
 
 def _gelu(x: Tensor) -> Tensor:
-    gate = x * x
-    torch.addcmul(x, gate, x, value=_CUBIC, out=gate).mul_(_TANH).sigmoid_()
-    return gate.mul_(x)
+    slope = torch.addcmul(x.new_tensor(_TANH), x, x, value=_TANH * _CUBIC)
+    return slope.mul_(x).sigmoid_().mul_(x)
 
 
 class RmsNorm(torch.autograd.Function):
