@@ -43,7 +43,6 @@ def compile_steps(transformer: MeissonicTransformer, *, backend: Any = "inductor
     vars(transformer).update(states=_Steps(transformer, backend), fixed_shapes=True)
 
 
-@torch.no_grad()
 def warm_up(
     transformer: MeissonicTransformer,
     conditioning: Conditioning,
@@ -71,6 +70,9 @@ class _Steps:
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Steps":
         return _Steps(memo[id(self._transformer)], self._backend)
 
+    # So graphs, and the memory that they keep, are the same for whoever calls first.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __call__(
         self,
         token_ids: Tensor,
@@ -81,15 +83,13 @@ class _Steps:
         rows, *grid = token_ids.shape
         length = conditioning.text.shape[1]
         key = (bucket(rows), *grid, length)
-        # Graphs, and the memory that they keep, are the same for whoever calls first.
-        with torch.inference_mode(False), torch.no_grad():
-            if key not in self._fixed:
-                with _recording:
-                    if self._joined is None:
-                        self._joined = JoinedSteps(self._transformer, self._compile)
-                    if key not in self._fixed:
-                        self._fixed[key] = _FixedRows(self._joined, *key)
-            return self._fixed[key](token_ids, timestep, conditioning)
+        if key not in self._fixed:
+            with _recording:
+                if self._joined is None:
+                    self._joined = JoinedSteps(self._transformer, self._compile)
+                if key not in self._fixed:
+                    self._fixed[key] = _FixedRows(self._joined, *key)
+        return self._fixed[key](token_ids, timestep, conditioning)
 
     def _compile(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         return _compiled(piece, self._backend)

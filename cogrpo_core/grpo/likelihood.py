@@ -76,7 +76,7 @@ def token_likelihood(
         place_2K = distinct.place_S[position_2K // num_tokens]
         position_2K = place_2K * num_tokens + position_2K % num_tokens
     inputs = state_RN.unflatten(1, steps.grid), remaining_R, conditioning
-    # Any of the distinct rows may be of a conditional pass; all M first ones are, without them.
+    # The first M rows are the conditional pass, but any of the distinct ones may be part of it.
     conditional_rows = len(steps) if distinct is None else len(state_RN)
     hidden_2KD, seen_RDhw = transformer.hidden_at(
         *inputs, position_2K, featured=conditional_rows if features else 0

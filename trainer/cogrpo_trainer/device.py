@@ -1,4 +1,7 @@
-"""Where training and measuring run unless told otherwise."""
+"""Where training and measuring run unless told otherwise, and on how many threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,3 +16,14 @@ def best_device() -> str:
         return "cpu"
     torch.backends.cudnn.allow_tf32 = False
     return "cuda"
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes on `count` threads meanwhile, and on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -43,15 +43,15 @@ def kept_bytes(two_stream: int, single_stream: int, dim: int = 128) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("kernels", ["", "reference"])
-def test_a_block_keeps_what_the_plan_says(kernels, monkeypatch):
-    """With the forms for CPUs, and with the definitions, which run on a GPU."""
+@pytest.mark.parametrize(("kernels", "least"), [("", 0.7), ("reference", 0.75)])
+def test_a_block_keeps_what_the_plan_says(kernels, least, monkeypatch):
+    """With the forms for CPUs, and with the definitions, which keep more and run on a GPU."""
     monkeypatch.setenv("COGRPO_KERNELS", kernels)
     positions, dim, floats = 2 * (16 + 64), 128, 4
     for more in ((3, 1), (1, 3)):
         extra = (kept_bytes(*more) - kept_bytes(1, 1)) / 2
         found = extra / (positions * dim * floats)
-        assert 0.7 * ACTIVATIONS_A_BLOCK < found <= ACTIVATIONS_A_BLOCK
+        assert least * ACTIVATIONS_A_BLOCK < found <= ACTIVATIONS_A_BLOCK
 
 
 def test_the_plan_adds_up_and_names_its_parts(make_config):

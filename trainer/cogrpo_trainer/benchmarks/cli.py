@@ -207,15 +207,14 @@ def _report(
 
     import torch
 
-    before = torch.get_num_threads()
+    from cogrpo_trainer.device import torch_threads
+
     count = threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
     try:
-        found = {"bench": name, "threads": count, "torch": torch.__version__} | run()
+        with torch_threads(count):
+            found = {"bench": name, "threads": count, "torch": torch.__version__} | run()
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    finally:
-        torch.set_num_threads(before)
     print(json.dumps(found) if as_json else json.dumps(found, indent=2))
     return found

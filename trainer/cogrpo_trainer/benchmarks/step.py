@@ -15,6 +15,7 @@ from cogrpo_core.cli import torch_type
 from cogrpo_core.pipeline import CoGRPOPipeline
 from cogrpo_trainer.benchmarks.interleave import synchronize
 from cogrpo_trainer.benchmarks.random_model import PREFIX
+from cogrpo_trainer.device import torch_threads
 
 PROMPT = "a red circle left of a blue square"
 
@@ -40,9 +41,7 @@ def time_pictures(
     """
     step_ms: list[float] = []
     picture_ms: list[float] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         for repeat in range(repeats + 1):
             ends: list[float] = []
 
@@ -56,8 +55,6 @@ def time_pictures(
             if repeat > 0:
                 step_ms += [1000 * (end - begin) for begin, end in itertools.pairwise(ends)]
                 picture_ms.append(1000 * (stop - start))
-    finally:
-        torch.set_num_threads(before)
     return Timing(threads, statistics.median(step_ms), statistics.median(picture_ms))
 
 

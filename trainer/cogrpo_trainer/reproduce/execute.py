@@ -4,10 +4,10 @@ All of it is resumable: a training goes on from its last state, a finished measu
 """
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cogrpo_core.pipeline import CoGRPOPipeline
+from cogrpo_core.pipeline import CoGRPOPipeline, PipelineOutput
 from cogrpo_core.rewards.composite import Composite
 from cogrpo_core.schedule import ScheduleSpec
-from cogrpo_trainer.device import best_device
+from cogrpo_trainer.benchmarks.interleave import timed
+from cogrpo_trainer.device import best_device, torch_threads
 from cogrpo_trainer.measure import Scores, held_out_prompts, measure, measure_world, scorers
 from cogrpo_trainer.reproduce.plan import (
     BASE,
@@ -237,29 +237,36 @@ class Laboratory:
             saved = json.loads(path.read_text())
             if saved["settings"] == settings:
                 return [float(saved["seconds"][each.key]) for each in wanted]
-        folders = [self.checkpoint(each) for each in wanted]
-        schedules = [self.schedule(each) for each in wanted]
-        pipes = {folder: CoGRPOPipeline.from_pretrained(folder) for folder in set(folders)}
-        prompts = held_out_prompts(7)
-        times: dict[str, list[float]] = {each.key: [] for each in wanted}
-        timed = list(zip(wanted, folders, schedules, strict=True))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        for i in range(pictures):
-            for each, folder, schedule in timed[:: -1 if i % 2 else 1]:
-                began = time.perf_counter()
-                pipes[folder](
-                    prompts[i % len(prompts)].text,
-                    seed=i,
-                    schedule=schedule,
-                    num_inference_steps=each.steps,
-                    output_type="tokens",
-                )
-                times[each.key].append(time.perf_counter() - began)
-        torch.set_num_threads(threads)
-        seconds = {key: float(np.median(taken)) for key, taken in times.items()}
+        folders = {each.key: self.checkpoint(each) for each in wanted}
+        pipes = {folder: CoGRPOPipeline.from_pretrained(folder) for folder in set(folders.values())}
+        variants = {
+            each.key: _pictures(pipes[folders[each.key]], self.schedule(each), each.steps)
+            for each in wanted
+        }
+        with torch_threads(1):
+            found = timed(variants, pictures).seconds
+        seconds = {key: clocks["wall"] for key, clocks in found.items()}
         path.write_text(json.dumps({"settings": settings, "seconds": seconds}, indent=1))
         return list(seconds.values())
+
+
+def _pictures(
+    pipe: CoGRPOPipeline, schedule: ScheduleSpec, steps: int
+) -> Callable[[], PipelineOutput]:
+    """Makes the next picture of a few held-out prompts with each call, without decoding it."""
+    prompts, seeds = held_out_prompts(7), itertools.count()
+
+    def picture() -> PipelineOutput:
+        seed = next(seeds)
+        return pipe(
+            prompts[seed % len(prompts)].text,
+            seed=seed,
+            schedule=schedule,
+            num_inference_steps=steps,
+            output_type="tokens",
+        )
+
+    return picture
 
 
 def commit() -> str:
